@@ -1,0 +1,1 @@
+"""Keeps KV cache that vLLM would throw away, in RAM, and puts it back when a prefix returns."""

@@ -1,0 +1,212 @@
+"""The Rust core: index, host memory and copies. One call a batch; the GIL is released around the work.
+
+Arrays of row and block numbers cross as native unsigned 32-bit integers: results are `bytes` (view them with
+`numpy.frombuffer(x, numpy.uint32)`), arguments are any one-dimensional C-contiguous buffer of format "I"
+(`numpy.uint32`, `array.array("I")`) or `bytes` of that layout.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+from typing_extensions import Buffer, CapsuleType
+
+__version__: str
+build_profile: Literal["debug", "release"]
+
+class LMCacheRsError(Exception):
+    """Root of every error raised by lmcache_rs."""
+
+class InvalidArgumentError(LMCacheRsError):
+    """An argument is out of range or of the wrong shape."""
+
+class OutOfMemoryError(LMCacheRsError):
+    """The machine did not give the memory asked for."""
+
+class ClosedError(LMCacheRsError):
+    """The object was closed, or belongs to another process (after a fork)."""
+
+class InternalError(LMCacheRsError):
+    """A bug in lmcache_rs: a panic or a broken invariant."""
+
+def hash_tokens(root: bytes, tokens: Buffer, block_size: int) -> tuple[list[bytes], bytes | None]:
+    """Chain hashes of a token sequence, for engines that bring no block hashes of their own.
+
+    `root` names everything but the tokens that decides their KV (model, adapter, salt). `tokens` are native
+    unsigned 32-bit integers. Returns the 32-byte blake3 hash of the prefix ending at each full block, and that of
+    the partial last block (None when the length is a multiple of `block_size`).
+    """
+
+@final
+class KeySpace:
+    """Everything beside a block's hash that names its KV: two spaces never share a key."""
+
+    def __new__(cls, algorithm: str, group: int = 0, tags: Sequence[tuple[str, str]] = ()) -> KeySpace: ...
+    def key(self, block_hash: bytes) -> bytes:
+        """The 32-byte key of a block hash: blake3 keyed with the digest of this space."""
+
+@final
+class Index:
+    """Which blocks are held, in which row, in what order they may leave. Thread-safe; holds no memory of the pool.
+
+    Every key has one row. A row is reserved (being written), visible (can be found) or leaving. A row is visible only
+    when its parent is, so presence is monotone along a prefix. Least recently used leaves leave first; leased rows and
+    their ancestors stay.
+    """
+
+    def __new__(cls, rows: int) -> Index: ...
+    @property
+    def epoch(self) -> int:
+        """Changes whenever something becomes visible, is removed or stops being in flight."""
+    def match(self, space: KeySpace, hashes: Sequence[bytes], tail: bytes | None = None) -> Match:
+        """The longest visible prefix of `hashes` (a list or tuple), then of `tail` when all of `hashes` is visible.
+
+        Counts as a use of what it finds. O(log n) look-ups.
+        """
+    def reserve(self, space: KeySpace, hashes: Sequence[bytes], tail: bytes | None = None) -> Reservation:
+        """Give a row to each key of the chain `hashes` (+ `tail`) that is neither visible nor in flight.
+
+        Evicts what it needs, never an ancestor of what it reserves. When rows run out the rest of the chain is
+        dropped and counted.
+        """
+    def clear(self) -> int:
+        """Forget everything; rows that are leased or being written are freed when that ends. Returns rows forgotten."""
+    def shrink(self, rows: int) -> int:
+        """Use rows below `rows` only, from now on. Returns rows forgotten. Growing is ignored."""
+    def stats(self) -> dict[str, int]:
+        """Gauges and counters.
+
+        Gauges (rows): rows, free, visible, reserved, leaving, leases. Counters since construction: lookups, hits,
+        committed, aborted, evictions, removed, dropped (keys that found no row), mismatches (a key found under another
+        parent).
+        """
+
+@final
+class Match:
+    """What `Index.match` found."""
+
+    @property
+    def blocks(self) -> int:
+        """Full blocks found, from the start."""
+    @property
+    def tail(self) -> bool:
+        """Whether the tail was found as well."""
+    @property
+    def pending(self) -> bool:
+        """Whether the next block (or the tail) is in flight: asking again later may find more."""
+    def lease(self) -> Lease | None:
+        """Keep what was found from leaving, until the lease is released. None when nothing was found, or when it left
+        since. Each call makes another lease."""
+
+@final
+class Lease:
+    """A guard over a matched prefix: its rows neither leave nor change. Dropping it releases it."""
+
+    def __len__(self) -> int:
+        """Rows under the lease: full blocks, plus one for a tail."""
+    def rows(self, first: int = 0) -> bytes:
+        """Rows of blocks `first` to the end, in prefix order, as unsigned 32-bit integers."""
+    def discard(self, first: int) -> int:
+        """Remove the row at position `first`, what follows, and every other descendant, from the index (their
+        content is bad). Returns rows removed. The lease itself stays until released."""
+    def release(self) -> None:
+        """Idempotent."""
+
+@final
+class Reservation:
+    """Rows being written. Dropping it aborts it."""
+
+    @property
+    def first(self) -> int:
+        """Position in the chain of the first row reserved here: what was there already comes before."""
+    @property
+    def rows(self) -> bytes:
+        """The rows reserved, in chain order, as unsigned 32-bit integers; a reserved tail is the last."""
+    @property
+    def tail(self) -> bool:
+        """Whether the last row is the tail's."""
+    @property
+    def dropped(self) -> int:
+        """Keys of the chain that found no row."""
+    def __len__(self) -> int: ...
+    def commit(self) -> int:
+        """The bytes are there: make the rows visible, each as soon as its parent is. Returns rows that were still
+        wanted (others were removed meanwhile and are freed). A second call of commit or abort does nothing, returns 0."""
+    def abort(self) -> int:
+        """The bytes are not there: forget the rows and all that was reserved on top. Returns rows forgotten."""
+    def discard(self) -> int:
+        """Remove these rows and all descendants, also after commit (their content turned out to be bad). Returns rows
+        removed."""
+
+@final
+class HostPool:
+    """The host memory that rows live in: one private mapping of `rows * row_stride` bytes.
+
+    `row_bytes` is rounded up to a multiple of 4,096 (`row_stride`), the number of rows is the largest that fits
+    `size_bytes`. Pages are touched in the background by `prefault_threads` threads (0: on first use).
+    Exported by DLPack as uint8 [rows, row_stride] on the CPU; the mapping lives as long as any consumer.
+    """
+
+    def __new__(
+        cls, size_bytes: int, row_bytes: int, prefault_threads: int = 1, huge_pages: bool = True
+    ) -> HostPool: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def row_bytes(self) -> int: ...
+    @property
+    def row_stride(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def prefaulted_bytes(self) -> int: ...
+    def wait_prefaulted(self, timeout_s: float) -> bool:
+        """Wait until every page was touched; False when `timeout_s` seconds passed first."""
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> CapsuleType: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+@final
+class KvLayers:
+    """The engine's KV tensors on the CPU, one a layer, taken in by DLPack and kept alive.
+
+    Each tensor is [blocks, ...] with the same number of blocks, and each block of a layer is contiguous (the distance
+    between blocks is free). A block's bytes in a row are those of the layers one after the other, in the given order.
+    """
+
+    def __new__(cls, tensors: Sequence[Any]) -> KvLayers: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def page_bytes(self) -> list[int]:
+        """Bytes of one block in each layer."""
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one block in all layers."""
+
+@final
+class Mover:
+    """Copies whole blocks between pool rows and KV tensors with `threads` threads of its own.
+
+    Rows and blocks are given in pairs: the i-th row goes with the i-th block. A block that is named twice in one load
+    has no defined result.
+    """
+
+    def __new__(cls, pool: HostPool, layers: KvLayers, threads: int = 1) -> Mover: ...
+    def copy(self, direction: Literal["store", "load"], rows: Buffer, blocks: Buffer) -> int:
+        """Copy now, the calling thread working too. Returns bytes copied. Nothing is copied when an argument is wrong."""
+    def submit(self, direction: Literal["store", "load"], job: int, rows: Buffer, blocks: Buffer) -> None:
+        """Copy in the background. Loads go before stores that were not begun."""
+    def poll(self) -> list[tuple[int, int, float]]:
+        """Jobs ended since the last call: (job, bytes copied or -1 when it failed, seconds from submission to end)."""
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing is in flight; False when `timeout_s` seconds passed first."""
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Drain and end the threads. Later calls raise ClosedError. Idempotent."""

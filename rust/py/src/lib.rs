@@ -1,0 +1,17 @@
+//! `lmcache_rs._core`: the Rust core as Python sees it; conversions and GIL handling, no decisions.
+
+mod error;
+mod index;
+mod memory;
+
+use pyo3::prelude::*;
+
+/// The extension module; its documentation is in `python/lmcache_rs/_core.pyi`.
+#[pymodule(gil_used = false)]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("build_profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+    error::add_to(module)?;
+    index::add_to(module)?;
+    memory::add_to(module)
+}
