@@ -1,0 +1,107 @@
+"""Time spent inside the connector's hooks, both roles, copies included, as a share of a cold run of the real engine.
+
+    python benches/hooks.py --model .models/SmolLM2-135M-Instruct [--num-prompts 2] [--num-tokens 4000] [--repeats 3]
+
+The floor is 0: a run without a connector calls no hooks. One process, so that both roles are counted.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections import Counter
+from typing import Any
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("LMCACHE_LOG_LEVEL", "WARNING")
+
+NOT_HOOKS = {"requires_kv_delivery", "build_kv_connector_stats", "build_prom_metrics"}
+
+
+class HookClock:
+    """Wraps every hook of the connector class with a stopwatch; nested hooks are counted once."""
+
+    def __init__(self, connector: type) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self._inside = False
+        for name, member in list(vars(connector).items()):
+            if callable(member) and not name.startswith("_") and name not in NOT_HOOKS:
+                setattr(connector, name, self._timed(name, member))
+
+    def _timed(self, name: str, hook: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return hook(*args, **kwargs)
+            self._inside, began = True, time.perf_counter()
+            try:
+                return hook(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - began
+                self.calls[name] += 1
+                self._inside = False
+
+        return timed
+
+    def take(self) -> tuple[float, Counter[str], Counter[str]]:
+        """(all seconds, seconds by hook, calls by hook) since the last call."""
+        seconds, calls = self.seconds.copy(), self.calls.copy()
+        self.seconds.clear()
+        self.calls.clear()
+        return sum(seconds.values()), seconds, calls
+
+
+def main() -> None:
+    """Run cold and warm rounds and print the shares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--num-prompts", type=int, default=2)
+    parser.add_argument("--num-tokens", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    os.environ.setdefault("LMCACHE_MAX_LOCAL_CPU_SIZE", "4")
+
+    from vllm import LLM, SamplingParams
+    from vllm.config import KVTransferConfig
+
+    from lmcache_rs.connector.vllm_v1 import LMCacheConnectorV1
+
+    clock = HookClock(LMCacheConnectorV1)
+    llm = LLM(
+        model=options.model,
+        dtype="bfloat16",
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        max_model_len=8192,
+        kv_cache_memory_bytes=512 << 20,
+        kv_transfer_config=KVTransferConfig(kv_connector="LMCacheConnectorV1", kv_role="kv_both"),
+        disable_log_stats=True,
+    )
+    sampling = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
+    cold, warm, cold_hooks, warm_hooks = [], [], [], []
+    for repeat in range(options.repeats):
+        prompts = [
+            {"prompt_token_ids": [100 + repeat * 50 + i] + [1000 + j % 997 for j in range(options.num_tokens - 1)]}
+            for i in range(options.num_prompts)
+        ]
+        clock.take()
+        for runs, hooks in ((cold, cold_hooks), (warm, warm_hooks)):
+            began = time.perf_counter()
+            llm.generate(prompts, sampling, use_tqdm=False)
+            runs.append(time.perf_counter() - began)
+            total, by_hook, calls = clock.take()
+            hooks.append(total)
+    print(f"{options.num_prompts} prompts of {options.num_tokens} tokens, {options.repeats} rounds, medians")
+    for name, runs, hooks in (("first run", cold, cold_hooks), ("second run", warm, warm_hooks)):
+        share = statistics.median(h / r for h, r in zip(hooks, runs, strict=True))
+        print(
+            f"{name}: {statistics.median(runs):.3f} s ({min(runs):.3f} to {max(runs):.3f}), "
+            f"hooks {statistics.median(hooks) * 1e3:.2f} ms = {share:.3%}"
+        )
+    print("hooks of the last second run, ms (calls):")
+    for name, seconds in by_hook.most_common(8):
+        print(f"  {name}: {seconds * 1e3:.3f} ({calls[name]})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Jobs the workers were ordered to do and have not all acknowledged, and what ends with them."""
+
+import itertools
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmcache_rs._core import Index, Lease, Reservation
+from lmcache_rs.connector.holds import HeldBlocks
+from lmcache_rs.connector.orders import JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
+from lmcache_rs.connector.requests import Record
+from lmcache_rs.connector.stats import Counters
+from lmcache_rs.log import init_logger
+
+logger = init_logger(__name__)
+
+STEPPING_S_MAX = 5.0
+"""An engine with nothing else to do keeps stepping for an acknowledgement at most this long."""
+
+
+@dataclass(slots=True)
+class StoreJob:
+    """Rows being written. `table` is the request's block table: a failed load of one of its blocks voids the job."""
+
+    id: int
+    step: int
+    request_id: str
+    reservation: Reservation
+    held: list[Any]
+    table: list[int]
+    tokens: int
+    since: float
+    result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
+    void: bool = False
+
+
+@dataclass(slots=True)
+class LoadJob:
+    """Rows being read. The lease keeps them; `first` is the position of the first one loaded."""
+
+    id: int
+    step: int
+    record: Record
+    lease: Lease
+    first: int
+    blocks: Numbers
+    end_tokens: int
+    since: float
+    result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
+
+
+class Ledger:
+    """Opens jobs, collects what the ranks say, and ends each job exactly once."""
+
+    def __init__(self, index: Index, held: HeldBlocks, ranks: int, counters: Counters) -> None:
+        self._index = index
+        self._held = held
+        self._ranks = ranks
+        self._counters = counters
+        self._ids = itertools.count(1)
+        self._stores: dict[int, StoreJob] = {}
+        self._loads: dict[int, LoadJob] = {}
+
+    def open_store(
+        self, step: int, record: Record, reservation: Reservation, rows: Numbers, blocks: Numbers, tokens: int
+    ) -> StoreOrder:
+        """Order a store; its blocks are held from now on."""
+        held = self._held.hold(blocks.tolist())
+        job = StoreJob(
+            next(self._ids), step, record.user_id, reservation, held, record.table, tokens, time.monotonic()
+        )
+        self._stores[job.id] = job
+        return StoreOrder(job.id, rows, blocks)
+
+    def open_load(
+        self, step: int, record: Record, lease: Lease, first: int, order: tuple[Numbers, Numbers], end_tokens: int,
+        asynchronous: bool,
+    ) -> LoadOrder:
+        """Order a load of (rows, blocks); the lease is the job's now."""
+        rows, blocks = order
+        job = LoadJob(next(self._ids), step, record, lease, first, blocks, end_tokens, time.monotonic())
+        self._loads[job.id] = job
+        record.loading = True
+        return LoadOrder(job.id, record.id, rows, blocks, asynchronous)
+
+    def acknowledge(self, acks: WorkerAcks) -> list[Record]:
+        """Take the ranks' answers. Returns the requests whose load failed.
+
+        Failed loads come first: a store of the same step may have read what they left behind.
+        """
+        for job_id, result in acks.jobs.items():
+            job = self._loads.get(job_id) or self._stores.get(job_id)
+            if job is not None:
+                job.result.merge(result)
+        ended = [i for i in acks.jobs if i in self._loads and self._loads[i].result.ranks >= self._ranks]
+        failed = [job.record for job in map(self._end_load, ended) if job.result.failed]
+        for job_id in acks.jobs:
+            store = self._stores.get(job_id)
+            if store is not None and store.result.ranks >= self._ranks:
+                self._end_store(store)
+        if acks.rows is not None and acks.rows < self._index.rows:
+            logger.warning("a worker has room for %d rows only, %d were planned", acks.rows, self._index.rows)
+            self._index.shrink(acks.rows)
+        return failed
+
+    def void_stores(self) -> None:
+        """Release every held block now; the stores that read them are dropped when they are acknowledged."""
+        for job in self._stores.values():
+            job.void = True
+            self._release(job)
+
+    def undo(self, orders: list[StoreOrder]) -> None:
+        """Take back stores that no worker has seen."""
+        for order in orders:
+            job = self._stores.get(order.job)
+            if job is not None:
+                job.void = True
+                self._end_store(job)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an acknowledgement is awaited that is not overdue."""
+        oldest = min((job.since for jobs in (self._loads, self._stores) for job in jobs.values()), default=None)
+        return oldest is not None and time.monotonic() - oldest < STEPPING_S_MAX
+
+    @property
+    def holds_blocks(self) -> bool:
+        """Whether blocks will come back to vLLM's pool soon."""
+        return any(j.held and time.monotonic() - j.since < STEPPING_S_MAX for j in self._stores.values())
+
+    def _end_load(self, job_id: int) -> LoadJob:
+        job = self._loads.pop(job_id)
+        job.record.loading = False
+        result = job.result
+        if result.failed:
+            self._counters.add("failed_loads")
+            job.record.failures += 1
+            job.record.offer_below = job.end_tokens
+            removed = job.lease.discard(job.first)
+            bad = set(job.blocks.tolist())
+            for store in self._stores.values():
+                if store.step >= job.step and not bad.isdisjoint(store.table):
+                    store.void = True
+            logger.warning(
+                "Loading KV cache for request %s failed: its %d blocks are computed again, %d rows are forgotten",
+                job.record.user_id, len(job.blocks), removed,
+            )
+        else:
+            self._count("load", job.record.user_id, result)
+        job.lease.release()
+        return job
+
+    def _end_store(self, job: StoreJob) -> None:
+        del self._stores[job.id]
+        self._release(job)
+        if job.void or job.result.failed:
+            job.reservation.abort()
+            self._counters.add("dropped_stores:" + ("void" if job.void else "failed"))
+            return
+        job.reservation.commit()
+        self._counters.add("stored_tokens", job.tokens)
+        self._count("store", job.request_id, job.result)
+
+    def _release(self, job: StoreJob) -> None:
+        held, job.held = job.held, []
+        if held:
+            self._held.release(held)
+
+    def _count(self, what: str, request_id: str, result: JobResult) -> None:
+        self._counters.add(f"{what}s")
+        self._counters.add(f"{what}_bytes", result.bytes)
+        self._counters.add(f"{what}_seconds", result.seconds)
+        verb = "Stored" if what == "store" else "Loaded"
+        rate = result.bytes / result.seconds / 1e9 if result.seconds > 0 else 0.0
+        logger.info(
+            "%s KV cache for request %s: %.4f GB in %.2f ms, %.2f GB/s",
+            verb, request_id, result.bytes / 1e9, result.seconds * 1e3, rate,
+        )

@@ -1,0 +1,185 @@
+"""How many of a request's tokens the cache can provide, asked by vLLM until the request is admitted."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lmcache_rs._core import Index, Match
+from lmcache_rs.connector.requests import Plan, Record
+from lmcache_rs.connector.stats import Counters
+from lmcache_rs.log import init_logger
+
+logger = init_logger(__name__)
+
+TailHash = Callable[[Any, int], bytes | None]
+"""(request, start) -> hash of the partial block of its tokens from `start` on; None when it cannot be named."""
+
+WAITING_LEASES_SHARE_MAX = 0.5
+"""Share of the pool that requests not yet admitted may keep from leaving; beyond it a hit only counts as recent."""
+
+FAILED_LOADS_MAX = 2
+"""After so many failed loads a request is computed, whatever the index says."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookupRules:
+    """What the configuration says about hits."""
+
+    may_load: bool
+    tails: bool
+    asynchronous: bool
+    sync_bytes_max: int
+    """Loads up to this many bytes hold the step; longer ones let other requests run."""
+    min_tokens: int
+    max_tokens: int
+    """The most tokens loaded for a request at once; 0: no limit."""
+    skip_last_tokens: int
+    pending_s_max: float
+
+
+class Lookup:
+    """Answers vLLM's question, and keeps what was promised from leaving until the request is admitted."""
+
+    def __init__(
+        self, index: Index, block_size: int, row_bytes: int, rules: LookupRules, counters: Counters, tail_hash: TailHash
+    ) -> None:
+        self._index = index
+        self._block_size = block_size
+        self._row_bytes = row_bytes
+        self._rules = rules
+        self._counters = counters
+        self._tail_hash = tail_hash
+        self._waiting_rows = 0
+
+    def answer(self, record: Record, num_computed: int, alone: bool) -> tuple[int | None, bool]:
+        """Tokens that can be loaded beyond `num_computed` (None: ask again), and whether asynchronously.
+
+        Asked every step while the request waits: the same question costs nothing and changes nothing. `alone`: no
+        other request could run meanwhile, so holding the step costs nobody anything.
+        """
+        request = record.request
+        if not self._rules.may_load or getattr(request, "skip_reading_prefix_cache", False):
+            return 0, False
+        plan, epoch = record.plan, self._index.epoch
+        if plan is None or (plan.num_computed, plan.num_tokens, plan.epoch) != (num_computed, request.num_tokens, epoch):
+            self.forget(record)
+            plan = record.plan = self._plan(record, num_computed, epoch, alone)
+        if plan.tokens is None:
+            record.plan = None
+        return plan.tokens, plan.asynchronous
+
+    def forget(self, record: Record) -> None:
+        """Drop the answer and what it kept."""
+        self._waiting_rows -= record.drop_plan()
+
+    def admit(self, record: Record) -> None:
+        """The request is admitted with its answer: the plan is the caller's now, with a lease if it found anything."""
+        plan, record.plan = record.plan, None
+        if plan is None:
+            return
+        self._waiting_rows -= plan.lease_rows
+        if plan.tokens and plan.lease is None:
+            # Nothing left since the answer: rows leave only when a step's stores are planned, after this.
+            plan.lease = self._match(record).lease()
+
+    def tail(self, record: Record, start: int) -> bytes | None:
+        """Hash of the request's partial block from token `start` on, computed once a length."""
+        num_tokens: int = record.request.num_tokens
+        if record.tail is None or record.tail[0] != num_tokens:
+            tail = self._tail_hash(record.request, start)
+            if tail is None:
+                return None
+            record.tail = (num_tokens, tail)
+        return record.tail[1]
+
+    def _match(self, record: Record) -> Match:
+        request, size = record.request, self._block_size
+        hashes = request.block_hashes
+        end = request.num_tokens - self._rules.skip_last_tokens
+        if record.offer_below is not None:
+            end = min(end, record.offer_below - 1)
+        if end < request.num_tokens:
+            return self._index.match(record.space, hashes[: max(0, end) // size])
+        start = len(hashes) * size
+        tail = self.tail(record, start) if self._rules.tails and start < end else None
+        return self._index.match(record.space, hashes, tail)
+
+    def _plan(self, record: Record, num_computed: int, epoch: int, alone: bool) -> Plan:
+        request, size = record.request, self._block_size
+        nothing = Plan(num_computed, request.num_tokens, epoch, 0)
+        if record.failures >= FAILED_LOADS_MAX:
+            self._note(record, 0, num_computed, "load_failed")
+            return nothing
+        match = self._match(record)
+        total = request.num_tokens if match.tail else match.blocks * size
+        if self._rules.max_tokens and total - num_computed > self._rules.max_tokens:
+            total = num_computed + self._rules.max_tokens // size * size
+        if match.pending and total + size > num_computed and self._wait(record):
+            return Plan(num_computed, request.num_tokens, epoch, None)
+        # One token is always computed; a load of that token's block alone would be for nothing.
+        hit = min(total, request.num_tokens - 1)
+        need = max(0, hit - num_computed)
+        reason = self._why_not(record, match, need)
+        self._note(record, hit, num_computed, reason)
+        if reason is not None:
+            return nothing
+        load_bytes = (-(-total // size) - num_computed // size) * self._row_bytes
+        asynchronous = self._rules.asynchronous and not alone and load_bytes > self._rules.sync_bytes_max
+        plan = Plan(num_computed, request.num_tokens, epoch, total - num_computed if asynchronous else need, asynchronous)
+        self._keep(plan, match)
+        return plan
+
+    def _why_not(self, record: Record, match: Match, need: int) -> str | None:
+        if need >= max(1, self._rules.min_tokens):
+            return None
+        if need > 0:
+            return "below_min_retrieve_tokens"
+        if record.failures:
+            return "load_failed"
+        return "in_gpu" if match.blocks or match.tail else "not_found"
+
+    def _keep(self, plan: Plan, match: Match) -> None:
+        rows = match.blocks + match.tail
+        if self._waiting_rows + rows > self._index.rows * WAITING_LEASES_SHARE_MAX:
+            self._counters.add("leases_refused")
+            return
+        plan.lease = match.lease()
+        plan.lease_rows = rows if plan.lease is not None else 0
+        self._waiting_rows += plan.lease_rows
+
+    def _wait(self, record: Record) -> bool:
+        """Whether to ask again for rows still being stored; at most `pending_s_max` a request."""
+        now = time.monotonic()
+        if record.pending_since is None:
+            record.pending_since = now
+        if now - record.pending_since < self._rules.pending_s_max:
+            return True
+        self._counters.add("pending_timeouts")
+        return False
+
+    def _note(self, record: Record, hit: int, num_computed: int, reason: str | None) -> None:
+        """Log and count a request's first answer; later ones (it still waits, or was preempted) are not news."""
+        if record.logged:
+            return
+        record.logged = True
+        request = record.request
+        need = max(0, hit - num_computed)
+        counters = self._counters
+        counters.add("lookups")
+        counters.add("requested_tokens", request.num_tokens)
+        counters.add("gpu_hit_tokens", num_computed)
+        if reason is None:
+            counters.add("hit_tokens", need)
+        else:
+            counters.add(f"misses:{reason}")
+        if reason == "below_min_retrieve_tokens":
+            logger.info(
+                "Reqid: %s, Total tokens %d, LMCache hit tokens: %d, but need to load: %d < min_retrieve %d, skip retrieve",
+                record.user_id, request.num_tokens, hit, need, self._rules.min_tokens,
+            )
+            return
+        logger.info(
+            "Reqid: %s, Total tokens %d, LMCache hit tokens: %d, need to load: %d",
+            record.user_id, request.num_tokens, hit, need,
+        )

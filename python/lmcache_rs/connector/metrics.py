@@ -1,0 +1,86 @@
+"""The connector's counters as vLLM's statistics: on its log line and on /metrics, under LMCache's names where it has them."""
+
+from typing import Any
+
+from lmcache_rs.connector.vllm_api import KVConnectorPromMetrics, KVConnectorStats
+
+GAUGES = {
+    "pool_rows": ("lmcache:local_cache_rows", "Rows of the RAM pool"),
+    "pool_used_rows": ("lmcache:local_cache_used_rows", "Rows of the RAM pool that hold KV or are being written"),
+    "pool_bytes": ("lmcache:local_cache_capacity_bytes", "Bytes of the RAM pool on one rank"),
+    "pool_used_bytes": ("lmcache:local_cache_usage", "Bytes of the RAM pool in use on one rank"),
+}
+"""Values that say how things are now; of two the later one counts."""
+
+COUNTERS = {
+    "lookups": ("lmcache:num_lookup_requests", "Requests looked up"),
+    "requested_tokens": ("lmcache:num_requested_tokens", "Tokens of the requests looked up"),
+    "gpu_hit_tokens": ("lmcache:num_vllm_hit_tokens", "Tokens of them that were in vLLM's own prefix cache"),
+    "hit_tokens": ("lmcache:num_hit_tokens", "Tokens of them that were loaded from the cache"),
+    "stores": ("lmcache:num_store_requests", "Stores that were completed"),
+    "stored_tokens": ("lmcache:num_stored_tokens", "Tokens stored"),
+    "store_bytes": ("lmcache:num_stored_bytes", "Bytes stored, of all ranks"),
+    "store_seconds": ("lmcache:store_seconds", "Seconds spent storing, of the slowest rank"),
+    "loads": ("lmcache:num_retrieve_requests", "Loads that were completed"),
+    "load_bytes": ("lmcache:num_retrieved_bytes", "Bytes loaded, of all ranks"),
+    "load_seconds": ("lmcache:retrieve_seconds", "Seconds spent loading, of the slowest rank"),
+    "failed_loads": ("lmcache:num_failed_retrieve_requests", "Loads that failed; their tokens were computed"),
+    "evictions": ("lmcache:local_cpu_evict_count", "Rows evicted from the RAM pool"),
+    "pending_timeouts": ("lmcache:num_pending_timeouts", "Lookups that waited in vain for a store to end"),
+    "leases_refused": ("lmcache:num_leases_refused", "Waiting hits that were not kept from leaving"),
+}
+
+LABELLED = {
+    "misses": ("lmcache:num_misses", "Requests that loaded nothing, by reason", "reason"),
+    "dropped_stores": ("lmcache:num_dropped_stores", "Stores dropped, by reason", "reason"),
+    "dropped_blocks": ("lmcache:num_dropped_blocks", "Blocks not stored, by reason", "reason"),
+    "errors": ("lmcache:num_errors", "Connector hooks that failed, by hook", "hook"),
+}
+"""Counters whose name is followed by a label after a colon."""
+
+
+class LMCacheStats(KVConnectorStats):  # type: ignore[misc] # vLLM's classes are untyped here
+    """What was counted since the last report."""
+
+    def reset(self) -> None:
+        """Start an empty interval."""
+        self.data = {}
+
+    def aggregate(self, other: KVConnectorStats) -> "LMCacheStats":
+        """Add another rank's or a later report."""
+        for name, value in other.data.items():
+            self.data[name] = value if name in GAUGES else self.data.get(name, 0) + value
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        """The interval in the words of vLLM's log line."""
+        return {name: round(value, 4) for name, value in sorted(self.data.items())}
+
+    def is_empty(self) -> bool:
+        """Whether nothing but gauges is there to report."""
+        return all(name in GAUGES for name in self.data)
+
+
+class LMCachePromMetrics(KVConnectorPromMetrics):  # type: ignore[misc] # as above
+    """Registers the metrics with vLLM's registry and adds what each report brings."""
+
+    def __init__(self, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine: Any) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine)
+        gauge, counter = self._gauge_cls, self._counter_cls
+        self._gauges = {k: gauge(name, help_, labelnames=labelnames) for k, (name, help_) in GAUGES.items()}
+        self._counters = {k: counter(name, help_, labelnames=labelnames) for k, (name, help_) in COUNTERS.items()}
+        self._labelled = {
+            k: counter(name, help_, labelnames=[*labelnames, label]) for k, (name, help_, label) in LABELLED.items()
+        }
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Add one report."""
+        values = self.per_engine_labelvalues[engine_idx]
+        for name, amount in transfer_stats_data.items():
+            kind, _, label = name.partition(":")
+            if name in self._gauges:
+                self._gauges[name].labels(*values).set(amount)
+            elif name in self._counters:
+                self._counters[name].labels(*values).inc(amount)
+            elif kind in self._labelled:
+                self._labelled[kind].labels(*values, label).inc(amount)

@@ -1,0 +1,83 @@
+"""What the scheduler side tells the workers each step, and what they answer: flat arrays, no vLLM types."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.uint32]
+"""Row or block numbers, one-dimensional."""
+
+
+@dataclass(slots=True)
+class LoadOrder:
+    """Copy rows into blocks, pairwise. `asynchronous`: vLLM waits for the request's id, not for the step."""
+
+    job: int
+    request_id: str
+    rows: Numbers
+    blocks: Numbers
+    asynchronous: bool
+
+
+@dataclass(slots=True)
+class StoreOrder:
+    """Copy blocks into rows, pairwise, as they are after this step's forward."""
+
+    job: int
+    rows: Numbers
+    blocks: Numbers
+
+
+@dataclass(slots=True)
+class BrokenLoad:
+    """A load that was promised to vLLM and cannot be ordered: the workers report it as failed."""
+
+    request_id: str
+    blocks: tuple[int, ...]
+    asynchronous: bool
+
+
+@dataclass(slots=True)
+class StepOrders:
+    """The orders of one scheduler step, the same for every rank."""
+
+    loads: list[LoadOrder] = field(default_factory=list)
+    stores: list[StoreOrder] = field(default_factory=list)
+    broken: list[BrokenLoad] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class JobResult:
+    """What the ranks said of one job so far. Bytes are the sum over ranks, seconds those of the slowest."""
+
+    ranks: int
+    failed: int
+    bytes: int
+    seconds: float
+
+    def merge(self, other: "JobResult") -> None:
+        """Add what other ranks said."""
+        self.ranks += other.ranks
+        self.failed += other.failed
+        self.bytes += other.bytes
+        self.seconds = max(self.seconds, other.seconds)
+
+
+@dataclass(slots=True)
+class WorkerAcks:
+    """Jobs that ended on a rank since its last answer, and the rows its pool really has."""
+
+    jobs: dict[int, JobResult] = field(default_factory=dict)
+    rows: int | None = None
+
+    def merge(self, other: "WorkerAcks") -> None:
+        """Add another rank's answer: every rank counts, the smallest pool decides."""
+        for job, result in other.jobs.items():
+            mine = self.jobs.get(job)
+            if mine is None:
+                self.jobs[job] = result
+            else:
+                mine.merge(result)
+        if other.rows is not None:
+            self.rows = other.rows if self.rows is None else min(self.rows, other.rows)

@@ -1,0 +1,262 @@
+"""The scheduler side: decides what is loaded and stored, in vLLM's scheduler process, on its main thread."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmcache_rs._core import Index, KeySpace
+from lmcache_rs.config import Config
+from lmcache_rs.connector.geometry import Geometry
+from lmcache_rs.connector.holds import HeldBlocks
+from lmcache_rs.connector.ledger import Ledger
+from lmcache_rs.connector.lookup import Lookup, LookupRules, TailHash
+from lmcache_rs.connector.orders import BrokenLoad, LoadOrder, StepOrders, StoreOrder, WorkerAcks
+from lmcache_rs.connector.requests import Plan, Record, request_options
+from lmcache_rs.connector.stats import Counters
+from lmcache_rs.connector.stores import NULL_BLOCK, StorePlanner, StoreRules, final_tokens
+from lmcache_rs.log import init_logger
+
+logger = init_logger(__name__)
+
+TAG_PREFIX = "lmcache.tag."
+
+SYNC_LOAD_BYTES = 64 << 20
+"""Loads up to this size hold the step by default: some milliseconds, less than the extra steps of an asynchronous one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What `kv_role` allows: a consumer never stores, a producer never loads."""
+
+    may_store: bool
+    may_load: bool
+
+
+class SchedulerSide:
+    """Owns the index. Every method is called by vLLM's scheduler thread; none of them waits."""
+
+    def __init__(
+        self, config: Config, geometry: Geometry, rows: int, roles: Roles, hash_algorithm: str, tail_hash: TailHash,
+        counters: Counters,
+    ) -> None:
+        self._geometry = geometry
+        self._config = config
+        self._roles = roles
+        self._hash_algorithm = hash_algorithm
+        self.counters = counters
+        self.index = Index(rows)
+        self.frozen = config.freeze
+        rules = LookupRules(
+            may_load=roles.may_load,
+            tails=config.tails,
+            asynchronous=config.enable_async_loading,
+            sync_bytes_max=SYNC_LOAD_BYTES if config.sync_load_max_bytes is None else config.sync_load_max_bytes,
+            min_tokens=config.min_retrieve_tokens,
+            max_tokens=config.max_tokens_per_load,
+            skip_last_tokens=config.skip_last_n_tokens,
+            pending_s_max=config.pending_timeout_ms / 1e3,
+        )
+        size = geometry.block_size
+        self._held = HeldBlocks(config.max_held_blocks_percent / 100)
+        self._ledger = Ledger(self.index, self._held, geometry.ranks, counters)
+        self._lookup = Lookup(self.index, size, geometry.row_bytes, rules, counters, tail_hash)
+        self._planner = StorePlanner(
+            self.index, size, StoreRules(config.save_decode_cache, config.tails, config.skip_last_n_tokens), self._held, self._ledger, self._lookup,
+            counters,
+        )
+        self._space = KeySpace(hash_algorithm)
+        self._records: dict[str, Record] = {}
+        self._storing: dict[str, Record] = {}
+        self._loads: list[LoadOrder] = []
+        self._broken: list[BrokenLoad] = []
+        self._late_stores: list[StoreOrder] = []
+        self._step = 0
+        self._closed = False
+
+    def bind_block_pool(self, pool: Any) -> None:
+        """Take vLLM's block pool; stores need it to keep their source blocks."""
+        self._held.bind(pool, self._ledger.void_stores)
+
+    def add_request(self, request: Any) -> Record:
+        """A request arrived: look it up at once, so that what it will need counts as recently used."""
+        options = request_options(request)
+        tags = [(k[len(TAG_PREFIX) :], str(v)) for k, v in options.items() if k.startswith(TAG_PREFIX)]
+        limit = self._config.priority_limit
+        wanted = not options.get("lmcache.skip_save", False) and (limit is None or request.priority <= limit)
+        record = Record(
+            request=request,
+            space=KeySpace(self._hash_algorithm, 0, tags) if tags else self._space,
+            may_store=self._roles.may_store and wanted and not self._config.force_skip_save,
+        )
+        self._records[record.id] = record
+        if self._roles.may_load and not self._closed:
+            self.index.match(record.space, request.block_hashes)
+        return record
+
+    def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
+        """See `Lookup.answer`."""
+        if self._closed:
+            return 0, False
+        record = self._records.get(request.request_id) or self.add_request(request)
+        return self._lookup.answer(record, num_computed, alone=len(self._records) == 1)
+
+    def admit(self, request: Any, block_ids: list[int], tokens: int) -> None:
+        """Blocks were allocated for `tokens` tokens of the last answer; 0: nothing of it is loaded."""
+        record = self._records.get(request.request_id) or self.add_request(request)
+        if record.may_store:
+            self._storing[record.id] = record
+        plan = record.plan
+        first, last = 0, len(block_ids)
+        try:
+            self._lookup.admit(record)
+            if plan is None or not tokens:
+                if tokens:
+                    raise LookupError(f"{tokens} tokens are to be loaded that were not offered")
+                return
+            size = self._geometry.block_size
+            first, last = plan.num_computed // size, -(-(plan.num_computed + tokens) // size)
+            self._order_load(record, plan, first, block_ids[first:last], plan.num_computed + tokens)
+        except Exception:
+            if tokens:
+                # They are promised: a load that cannot be ordered ends as a failed one.
+                self._promise_broken(record, block_ids[first:last], plan is not None and plan.asynchronous)
+            raise
+        finally:
+            if plan is not None and not record.loading and plan.lease is not None:
+                plan.lease.release()
+
+    def _order_load(self, record: Record, plan: Plan, first: int, block_ids: list[int], end_tokens: int) -> None:
+        lease = plan.lease
+        count = len(block_ids)
+        rows = np.frombuffer(lease.rows(first), dtype=np.uint32)[:count] if lease is not None else ()
+        if lease is None or len(rows) != count:
+            raise LookupError(f"{count} blocks were promised, {len(rows)} rows are there")
+        blocks = np.array(block_ids, dtype=np.uint32)
+        real = blocks != NULL_BLOCK
+        pair = (np.ascontiguousarray(rows[real]), blocks[real])
+        self._loads.append(
+            self._ledger.open_load(self._step, record, lease, first, pair, end_tokens, plan.asynchronous)
+        )
+
+    def _promise_broken(self, record: Record, block_ids: list[int], asynchronous: bool) -> None:
+        record.failures += 1
+        self.counters.add("failed_loads")
+        self._broken.append(BrokenLoad(record.id, tuple(block_ids), asynchronous))
+
+    def plan_step(self, scheduled: Any) -> StepOrders:
+        """The orders of this step. When planning fails, every promised load is reported as failed instead."""
+        self._step += 1
+        orders = StepOrders(self._loads, self._late_stores, self._broken)
+        self._loads, self._late_stores, self._broken = [], [], []
+        late = len(orders.stores)
+        try:
+            if self._storing:
+                self._plan_stores(scheduled, orders.stores)
+        except Exception:
+            # Loads and late stores are ordered already; what was planned here is taken back.
+            self._ledger.undo(orders.stores[late:])
+            del orders.stores[late:]
+            self._storing.clear()
+            self.counters.add("dropped_stores:planning")
+            raise PlanningFailed(orders) from None
+        return orders
+
+    def _plan_stores(self, scheduled: Any, stores: list[StoreOrder]) -> None:
+        storing, counts = self._storing, scheduled.num_scheduled_tokens
+        computed = follow_tables(storing, scheduled)
+        for request_id, before in computed.items():
+            record = storing[request_id]
+            after = before + counts.get(request_id, 0)
+            order = None if self.frozen or self._closed else self._planner.plan(self._step, record, after)
+            if order is not None:
+                stores.append(order)
+            if self._planner.finished(record, after) and not record.loading:
+                del storing[request_id]
+
+    def finish_request(self, request: Any, block_ids: list[int]) -> None:
+        """The request ended; its blocks are freed after this. Stores what it generated, if asked to."""
+        record = self._records.pop(request.request_id, None)
+        if record is None:
+            return
+        self._lookup.forget(record)
+        storing = self._storing.pop(record.id, None) is not None
+        if not (storing and self._config.save_decode_cache) or record.loading or self.frozen or self._closed:
+            return
+        record.table = list(block_ids)
+        # Ordered with the next step, which runs after the last one that computed anything of this request.
+        order = self._planner.plan(self._step + 1, record, final_tokens(request))
+        if order is not None:
+            self._late_stores.append(order)
+
+    def acknowledge(self, acks: WorkerAcks) -> None:
+        """The workers' answers of one step."""
+        for record in self._ledger.acknowledge(acks):
+            # Computed again: the request has something to store once more.
+            if record.may_store and record.id in self._records:
+                self._storing[record.id] = record
+
+    def has_work(self) -> bool:
+        """Whether steps are needed although no request is left."""
+        return bool(self._late_stores) or self._ledger.busy
+
+    def frees_blocks_soon(self) -> bool:
+        """Whether held blocks will come back without a preemption."""
+        return self._ledger.holds_blocks
+
+    def clear(self) -> int:
+        """Forget everything that is stored, and every answer given but not used. Returns rows forgotten."""
+        for record in self._records.values():
+            self._lookup.forget(record)
+        self._ledger.void_stores()
+        return self.index.clear()
+
+    def take_counters(self) -> dict[str, float]:
+        """Counts since the last call, if any, with what the pool holds now."""
+        stats = self.index.stats()
+        self.counters.set("evictions", stats["evictions"])
+        news = self.counters.take()
+        if news:
+            used, row_bytes = stats["rows"] - stats["free"], self._geometry.row_bytes
+            news |= {"pool_rows": stats["rows"], "pool_used_rows": used}
+            news |= {"pool_bytes": stats["rows"] * row_bytes, "pool_used_bytes": used * row_bytes}
+        return news
+
+    def close(self) -> None:
+        """Nothing is found or stored from now on; what was promised still ends."""
+        if not self._closed:
+            self.clear()
+            self._closed = True
+
+
+class PlanningFailed(Exception):
+    """Stores could not be planned; `orders` has what must be ordered all the same."""
+
+    def __init__(self, orders: StepOrders) -> None:
+        super().__init__("planning the step's stores failed")
+        self.orders = orders
+
+
+def follow_tables(storing: dict[str, Record], scheduled: Any) -> dict[str, int]:
+    """Bring the block tables of `storing` up to this step. Returns tokens computed before it, by request.
+
+    A new request comes with its whole table, a resumed one too; a running one with what was added.
+    """
+    computed: dict[str, int] = {}
+    for new in scheduled.scheduled_new_reqs:
+        record = storing.get(new.req_id)
+        if record is not None:
+            record.table = list(new.block_ids[0])
+            computed[new.req_id] = new.num_computed_tokens
+    cached = scheduled.scheduled_cached_reqs
+    for i, request_id in enumerate(cached.req_ids):
+        record = storing.get(request_id)
+        if record is None:
+            continue
+        added = cached.new_block_ids[i]
+        if request_id in cached.resumed_req_ids:
+            record.table = list(added[0]) if added is not None else []
+        elif added is not None:
+            record.table.extend(added[0])
+        computed[request_id] = cached.num_computed_tokens[i]
+    return computed

@@ -1,0 +1,152 @@
+"""Builds the side of the connector that a vLLM process needs, from vLLM's and our configuration."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lmcache_rs._core import HostPool, pool_rows
+from lmcache_rs.config import Config, load_config
+from lmcache_rs.connector import vllm_api as api
+from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.geometry import Declined, Geometry, inspect
+from lmcache_rs.connector.handle import EngineHandle
+from lmcache_rs.connector.scheduler import Roles, SchedulerSide
+from lmcache_rs.connector.stats import Counters
+from lmcache_rs.connector.worker import WorkerSide
+from lmcache_rs.copy.cpu import CpuMover
+from lmcache_rs.log import init_logger
+from lmcache_rs.memory import clamp
+
+logger = init_logger(__name__)
+
+COPY_THREADS_MAX = 4
+"""Beyond so many threads a copy gains nothing on the machines measured."""
+
+
+class Sides:
+    """One side of the connector, or none when the model is declined; owns its counters and its barrier."""
+
+    def __init__(self, config: Config, geometry: Geometry | Declined) -> None:
+        self.counters = Counters()
+        self.barrier = Barrier(self.counters.add)
+        self.config = config
+        self.geometry = geometry
+        self.scheduler: SchedulerSide | None = None
+        self.worker: WorkerSide | None = None
+        self._handle: EngineHandle | None = None
+
+    def attach_handle(self) -> None:
+        """Make this side reachable by `LMCacheEngineBuilder` in its own process."""
+        self._handle = EngineHandle.join(self.scheduler, self.worker)
+
+    def register_kv_caches(self, kv_caches: Mapping[str, Any]) -> None:
+        """Map the pool and make the mover; without them the worker fails every job, and the scheduler side is told."""
+        if self.worker is None or isinstance(self.geometry, Declined):
+            return
+        mover = None
+        try:
+            mover = _make_mover(self.config, self.geometry, kv_caches)
+        finally:
+            self.worker.attach(mover)
+
+    def count_declined(self) -> None:
+        """A request arrived at a side that serves none."""
+        if isinstance(self.geometry, Declined):
+            self.counters.add(f"misses:declined_{self.geometry.reason}")
+
+    def take_stats(self) -> dict[str, float]:
+        """Counts since the last call; on the scheduler side with what the pool holds."""
+        if self.scheduler is None:
+            return self.counters.take()
+        return self.scheduler.take_counters()
+
+    def close(self) -> None:
+        """End this side; safe twice."""
+        if self._handle is not None:
+            self._handle.leave(self.scheduler, self.worker)
+        for side in (self.scheduler, self.worker):
+            if side is not None:
+                side.close()
+
+
+def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
+    """Read the configuration and build the side of `role`.
+
+    A wrong configuration raises `ConfigError` and stops the start; anything else that fails leaves vLLM without a cache.
+    """
+    transfer = vllm_config.kv_transfer_config
+    config = load_config(transfer.kv_connector_extra_config)
+    is_scheduler = role == api.KVConnectorRole.SCHEDULER
+    try:
+        geometry = inspect(vllm_config, kv_cache_config, api.device_type(), config.local_cpu)
+        sides = Sides(config, geometry)
+        if is_scheduler:
+            _set_failure_policy(transfer, config)
+            _announce(config, geometry)
+        if isinstance(geometry, Geometry):
+            if is_scheduler:
+                sides.scheduler = _scheduler_side(vllm_config, config, geometry, sides.counters)
+            else:
+                sides.worker = WorkerSide(sides.barrier)
+            sides.attach_handle()
+    except Exception as error:
+        sides = Sides(config, Declined("internal", "the connector could not be set up"))
+        sides.barrier.report("setup", error)
+    return sides
+
+
+def _scheduler_side(vllm_config: Any, config: Config, geometry: Geometry, counters: Counters) -> SchedulerSide:
+    transfer, hash_algorithm = vllm_config.kv_transfer_config, vllm_config.cache_config.prefix_caching_hash_algo
+    return SchedulerSide(
+        config,
+        geometry,
+        pool_rows(config.max_local_cpu_bytes, geometry.row_bytes),
+        Roles(may_store=transfer.kv_role != "kv_consumer", may_load=transfer.kv_role != "kv_producer"),
+        hash_algorithm,
+        api.make_tail_hash(hash_algorithm, geometry.block_size),
+        counters,
+    )
+
+
+def _set_failure_policy(transfer: Any, config: Config) -> None:
+    """Have vLLM compute what could not be loaded; its own default ends the request instead."""
+    if config.kv_load_failure_policy == "keep":
+        return
+    transfer.kv_load_failure_policy = config.kv_load_failure_policy
+    if api.inside_multi_connector():
+        logger.warning(
+            "Under MultiConnector vLLM takes kv_load_failure_policy from the outer --kv-transfer-config: set it to "
+            '"recompute" there, or a failed load ends its request'
+        )
+
+
+def _announce(config: Config, geometry: Geometry | Declined) -> None:
+    for notice in config.notices:
+        notice.log(logger)
+    if isinstance(geometry, Declined):
+        logger.warning("The KV cache is not offloaded: %s", geometry.message)
+        return
+    logger.info(
+        "Chunks of %d tokens, blocks of %d tokens and %.2f MiB a rank; configuration: %s",
+        max(1, config.chunk_size // geometry.block_size) * geometry.block_size,
+        geometry.block_size, geometry.row_bytes / 2**20, config.describe(),
+    )
+
+
+
+def _make_mover(config: Config, geometry: Geometry, kv_caches: Mapping[str, Any]) -> CpuMover | None:
+    tensors = list({t.data_ptr(): t for t in (kv_caches[n] for n in geometry.layer_names)}.values())
+    untouched = sum(t.numel() * t.element_size() for t in tensors) * geometry.ranks
+    size = clamp(config.max_local_cpu_bytes, config.reserve_local_cpu_bytes, untouched, geometry.ranks)
+    if pool_rows(size, geometry.row_bytes) == 0:
+        logger.warning("max_local_cpu_size: %d bytes do not hold one block of %d bytes", size, geometry.row_bytes)
+        return None
+    row_bytes = sum(t.numel() * t.element_size() for t in tensors) // geometry.gpu_blocks
+    pool = HostPool(size, row_bytes, config.prefault_threads, config.local_cpu_use_hugepages)
+    logger.info("Host pool: %d rows of %.2f MiB, %.2f GiB", pool.rows, pool.row_stride / 2**20, pool.size_bytes / 2**30)
+    return CpuMover(pool, tensors, geometry.gpu_blocks, config.copy_threads or default_threads())
+
+
+def default_threads() -> int:
+    """Copy threads beside the calling one: memory bandwidth needs few, and the model wants the cores."""
+    return max(1, min(COPY_THREADS_MAX, (os.cpu_count() or 1) // 2))

@@ -1,0 +1,29 @@
+"""Counters of the connector, kept as plain numbers by name; vLLM's metric classes are made from them elsewhere."""
+
+from collections.abc import Mapping
+
+
+class Counters:
+    """Counts since the start, and what was added since they were last taken."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, float] = {}
+        self._taken: dict[str, float] = {}
+
+    def add(self, name: str, amount: float = 1) -> None:
+        """Count `amount` under `name`; a label follows after a colon, as in `misses:not_found`."""
+        self._totals[name] = self._totals.get(name, 0) + amount
+
+    def set(self, name: str, total: float) -> None:
+        """Take over a total that is counted elsewhere."""
+        self._totals[name] = total
+
+    def totals(self) -> Mapping[str, float]:
+        """Everything counted since the start."""
+        return dict(self._totals)
+
+    def take(self) -> dict[str, float]:
+        """What was added since the last call."""
+        news = {k: v - self._taken.get(k, 0) for k, v in self._totals.items() if v != self._taken.get(k, 0)}
+        self._taken.update(self._totals)
+        return news

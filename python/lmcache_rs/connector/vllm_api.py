@@ -1,0 +1,105 @@
+"""Everything taken from vLLM, and what differs between its versions."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
+from vllm.platforms import current_platform
+
+from lmcache_rs.connector.orders import StepOrders, WorkerAcks
+
+try:  # since 0.30: a failed asynchronous load is reported by request, before by block ids
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+except ImportError:
+    KVConnectorTransferResults = None
+
+try:  # since 0.32
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+except ImportError:
+    CacheHitSource = None
+
+__all__ = [
+    "CacheHitSource",
+    "ConnectorMetadata",
+    "KVConnectorBase_V1",
+    "KVConnectorPromMetrics",
+    "KVConnectorRole",
+    "KVConnectorStats",
+    "KVConnectorTransferResults",
+    "SupportsHMA",
+    "WorkerMetadata",
+    "device_type",
+    "inside_multi_connector",
+    "make_tail_hash",
+]
+
+
+class ConnectorMetadata(KVConnectorMetadata):
+    """Carries a step's orders from the scheduler to the workers."""
+
+    def __init__(self, orders: StepOrders) -> None:
+        self.orders = orders
+
+
+class WorkerMetadata(KVConnectorWorkerMetadata):
+    """Carries the workers' answers to the scheduler."""
+
+    def __init__(self, acks: WorkerAcks) -> None:
+        self.acks = acks
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> "WorkerMetadata":
+        """Add another rank's answer."""
+        if isinstance(other, WorkerMetadata):
+            self.acks.merge(other.acks)
+        return self
+
+
+def device_type() -> str:
+    """Where vLLM keeps its KV: "cpu", "cuda", ...; "rocm" for AMD GPUs, whose torch calls itself cuda."""
+    return "rocm" if current_platform.is_rocm() else str(current_platform.device_type)
+
+
+def make_tail_hash(hash_algorithm: str, block_size: int) -> Callable[[Any, int], bytes | None]:
+    """The hash that vLLM would give to a request's partial last block, were it a full one.
+
+    It covers the parent block, the tokens and everything else that decides their KV (LoRA, salt, images, embeddings),
+    by vLLM's own functions; where those are missing there are no tails.
+    """
+    try:
+        from vllm.utils.hashing import get_hash_fn_by_name
+        from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys, hash_block_tokens
+    except ImportError:
+        return lambda _request, _start: None
+    hash_function = get_hash_fn_by_name(hash_algorithm)
+
+    def tail_hash(request: Any, start: int) -> bytes | None:
+        end = request.num_tokens
+        full = start // block_size
+        if not 0 < end - start < block_size or len(request.block_hashes) != full:
+            return None
+        parent = request.block_hashes[-1] if full else None
+        extra, _ = generate_block_hash_extra_keys(request, start, end, 0)
+        return bytes(hash_block_tokens(hash_function, parent, request.all_token_ids[start:end], extra))
+
+    return tail_hash
+
+
+def inside_multi_connector() -> bool:
+    """Whether the connector being constructed is a child of vLLM's MultiConnector.
+
+    The configuration a child gets is a copy that does not say so; the caller's frame does.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if type(frame.f_locals.get("self")).__name__ == "MultiConnector":
+            return True
+        frame = frame.f_back
+    return False

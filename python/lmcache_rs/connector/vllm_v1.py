@@ -1,0 +1,212 @@
+"""LMCacheConnectorV1: vLLM's hooks, each behind the barrier, handed on to the scheduler or the worker side."""
+
+from typing import Any
+
+from lmcache_rs.connector import vllm_api as api
+from lmcache_rs.connector.barrier import Barrier, guard
+from lmcache_rs.connector.metrics import LMCachePromMetrics, LMCacheStats
+from lmcache_rs.connector.orders import StepOrders
+from lmcache_rs.connector.scheduler import PlanningFailed
+from lmcache_rs.connector.sides import Sides, build
+from lmcache_rs.log import init_logger
+
+logger = init_logger(__name__)
+
+
+class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):  # type: ignore[misc] # vLLM is untyped here
+    """KV cache offloading to host memory, in the engine's own process.
+
+    vLLM makes one for its scheduler and one for each worker. A side that is not served (another role, or a model that
+    is declined) answers every hook as if there were no cache.
+    """
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._sides: Sides = build(vllm_config, role, kv_cache_config)
+        self._barrier: Barrier = self._sides.barrier
+        self._scheduler = self._sides.scheduler
+        self._worker = self._sides.worker
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A cache may lose what it was to store."""
+        return False
+
+    # ---- worker side -------------------------------------------------------------------------------------------------
+
+    @guard(lambda: None)
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        """Map the host memory and meet vLLM's KV tensors."""
+        self._sides.register_kv_caches(kv_caches)
+
+    @guard(lambda: None)
+    def handle_preemptions(self, kv_connector_metadata: Any) -> None:
+        """The first hook of every step that sees its orders: asynchronous loads start here."""
+        if self._worker is not None:
+            self._worker.begin_step(kv_connector_metadata.orders)
+
+    @guard(lambda: None)
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Called before the forward when the step has synchronous loads, otherwise after it."""
+        if self._worker is not None:
+            self._worker.before_forward(self._orders())
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing: a step's loads are ordered before its whole forward."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
+        """Nothing: blocks are stored whole, after the forward."""
+
+    @guard(lambda: None)
+    def wait_for_save(self) -> None:
+        """The step's forward is submitted: store what it computed."""
+        if self._worker is not None:
+            self._worker.after_forward(self._orders())
+
+    @guard(lambda: (None, None))
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """vLLM up to 0.29: (sent, received) request ids; a failed load is told by `get_block_ids_with_load_errors`."""
+        if self._worker is None:
+            return None, None
+        received, _ = self._worker.take_received(failed_as_blocks=True)
+        return None, received or None
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        """vLLM since 0.30: ended loads, and those of them that failed, by request id."""
+        try:
+            received, failed = self._worker.take_received() if self._worker is not None else (set(), set())
+        except Exception as error:
+            self._barrier.report("get_transfer_results", error)
+            received, failed = set(), set()
+        return api.KVConnectorTransferResults(finished_recving=received, failed_recving=failed)
+
+    @guard(set)
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Blocks that a load of this step left bad."""
+        return self._worker.take_bad_blocks() if self._worker is not None else set()
+
+    @guard(lambda: None)
+    def build_connector_worker_meta(self) -> Any:
+        """The worker's answers to its orders."""
+        acks = self._worker.take_acks() if self._worker is not None else None
+        return None if acks is None else api.WorkerMetadata(acks)
+
+    # ---- scheduler side ----------------------------------------------------------------------------------------------
+
+    @guard(lambda: None)
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        """The pool whose blocks stores hold."""
+        if self._scheduler is not None:
+            self._scheduler.bind_block_pool(gpu_block_pool)
+
+    @guard(lambda: None)
+    def on_new_request(self, request: Any) -> None:
+        """A request arrived."""
+        if self._scheduler is not None:
+            self._scheduler.add_request(request)
+        else:
+            self._sides.count_declined()
+
+    @guard(lambda: (0, False))
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """Tokens that can be loaded beyond those in vLLM's own cache (None: ask again); whether asynchronously."""
+        if self._scheduler is None:
+            return 0, False
+        return self._scheduler.matched_tokens(request, num_computed_tokens)
+
+    @guard(lambda: None)
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Blocks are allocated for what was answered last."""
+        if self._scheduler is not None:
+            self._scheduler.admit(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> Any:
+        """The orders of this step; when planning fails, at least the promised loads."""
+        orders = StepOrders()
+        try:
+            if self._scheduler is not None:
+                orders = self._scheduler.plan_step(scheduler_output)
+        except PlanningFailed as failure:
+            self._barrier.report("build_connector_meta", failure)
+            orders = failure.orders
+        except Exception as error:
+            self._barrier.report("build_connector_meta", error)
+        return api.ConnectorMetadata(orders)
+
+    @guard(lambda: None)
+    def update_connector_output(self, connector_output: Any) -> None:
+        """The workers' answers of a step."""
+        answer = connector_output.kv_connector_worker_meta
+        if self._scheduler is not None and isinstance(answer, api.WorkerMetadata):
+            self._scheduler.acknowledge(answer.acks)
+
+    @guard(lambda: (False, None))
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """The request ended. Its blocks may be freed at once: those still to be stored are held in vLLM's pool."""
+        if self._scheduler is not None:
+            self._scheduler.finish_request(request, block_ids)
+        return False, None
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """As `request_finished`; models with several cache groups are declined."""
+        answer: tuple[bool, dict[str, Any] | None] = self.request_finished(request, block_ids[0] if block_ids else [])
+        return answer
+
+    @guard(lambda: False)
+    def has_pending_push_work(self) -> bool:
+        """Whether an idle engine must go on stepping for our acknowledgements; bounded in time."""
+        return self._scheduler is not None and self._scheduler.has_work()
+
+    @guard(lambda: False)
+    def has_pending_block_frees(self) -> bool:
+        """Whether waiting frees blocks, so that no request need be preempted; bounded in time."""
+        return self._scheduler is not None and self._scheduler.frees_blocks_soon()
+
+    @guard(lambda: False)
+    def reset_cache(self) -> bool:
+        """Forget everything that is stored: `reset_prefix_cache(reset_connector=True)`."""
+        if self._scheduler is not None:
+            logger.info("Forgetting all stored KV: %d rows", self._scheduler.clear())
+        return True
+
+    def set_xfer_handshake_metadata_pp_aware(self, metadata: Any) -> None:
+        """Nothing is exchanged at start; the base class raises when there are pipeline stages."""
+
+    # ---- both --------------------------------------------------------------------------------------------------------
+
+    @guard(lambda: None)
+    def get_kv_connector_stats(self) -> Any:
+        """What was counted since the last report."""
+        news = self._sides.take_stats()
+        return LMCacheStats(data=news) if news else None
+
+    @guard(lambda: None)
+    def shutdown(self) -> None:
+        """End copies in bounded time and give memory back."""
+        self._sides.close()
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:
+        """vLLM's loggers rebuild statistics that crossed a process boundary."""
+        return LMCacheStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: Any
+    ) -> Any:
+        """Our metrics in vLLM's registry, served on its /metrics."""
+        return LMCachePromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+    def _orders(self) -> StepOrders:
+        orders: StepOrders = self._get_connector_metadata().orders
+        return orders
+
+
+class LMCacheRsConnector(LMCacheConnectorV1):
+    """The same connector under a name of its own."""
+
+
+if api.CacheHitSource is not None:
+    LMCacheConnectorV1._cache_hit_source = api.CacheHitSource.HOST

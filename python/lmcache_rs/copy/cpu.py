@@ -1,0 +1,65 @@
+"""The mover for KV that lies in the machine's own memory: Rust threads copy, without the GIL."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lmcache_rs._core import HostPool, KvLayers, Mover
+
+Numbers = npt.NDArray[np.uint32]
+
+CLOSE_S_MAX = 5.0
+"""Closing waits this long for copies in flight; they are memory copies, so seconds mean something is very wrong."""
+
+
+class CpuMover:
+    """Copies whole blocks: on the CPU the inside of a block is packed for the instruction set and has no meaning here.
+
+    Stores are done at once: on this device a copy in the background competes with the model for the same cores, and a
+    store that ended in its step is found by a repeat that is sent right after the answer.
+    """
+
+    def __init__(self, pool: HostPool, tensors: Sequence[Any], blocks: int, threads: int) -> None:
+        self._pool = pool
+        self._mover = Mover(pool, KvLayers([as_blocks(t, blocks) for t in tensors]), threads)
+        self._stored: list[tuple[int, int, float]] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows of the pool."""
+        return self._pool.rows
+
+    def load_now(self, rows: Numbers, blocks: Numbers) -> int:
+        """Load now. Returns bytes."""
+        return self._mover.copy("load", rows, blocks)
+
+    def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
+        """Load in the background."""
+        self._mover.submit("load", job, rows, blocks)
+
+    def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
+        """Store now; the result comes with the next poll."""
+        began = time.perf_counter()
+        moved = self._mover.copy("store", rows, blocks)
+        self._stored.append((job, moved, time.perf_counter() - began))
+
+    def poll(self) -> list[tuple[int, int, float]]:
+        """Jobs that ended since the last call: (job, bytes or -1, seconds)."""
+        stored, self._stored = self._stored, []
+        return stored + self._mover.poll()
+
+    def close(self) -> None:
+        """End the copies and their threads."""
+        self._mover.close(CLOSE_S_MAX)
+
+
+def as_blocks(tensor: Any, blocks: int) -> Any:
+    """A view [blocks, ...] of a layer's KV tensor, whose first dimension may count smaller kernel blocks."""
+    if tensor.shape[0] == blocks:
+        return tensor
+    if tensor.shape[0] % blocks:
+        raise ValueError(f"{tensor.shape[0]} kernel blocks do not make {blocks} blocks")
+    return tensor.unflatten(0, (blocks, tensor.shape[0] // blocks))

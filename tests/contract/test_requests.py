@@ -1,0 +1,282 @@
+"""The life of requests, driven through both sides without vLLM: what is stored, found, loaded, and never mixed up."""
+
+import random
+from typing import Any
+
+import pytest
+from toy_engine import BLOCK, Request, ToyEngine
+
+from lmcache_rs.connector.scheduler import Roles
+
+
+def prompt(seed: int, count: int) -> list[int]:
+    source = random.Random(seed)
+    return [source.randrange(1000) for _ in range(count)]
+
+
+def twice(engine: ToyEngine, tokens: list[int], **options: Any) -> Request:
+    engine.run(Request("first", tokens, **options))
+    return second(engine, tokens, **options)
+
+
+def second(engine: ToyEngine, tokens: list[int], **options: Any) -> Request:
+    request = Request("second", tokens, **options)
+    engine.run(request)
+    engine.assert_idle()
+    return request
+
+
+ASYNC = {"lmcache.sync_load_max_size": 0}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("count", [3, 4, 5, 30, 31, 32, 100])
+def test_a_repeated_prompt_is_found_but_for_its_last_token(count: int, ranks: int) -> None:
+    assert twice(ToyEngine(ranks=ranks), prompt(1, count)).cached_tokens == count - 1
+
+
+def test_an_asynchronous_load_brings_the_whole_prompt() -> None:
+    engine = ToyEngine(extra=ASYNC)
+    engine.run(Request("first", prompt(1, 31)))
+    others = [Request(f"other{i}", prompt(50 + i, 20), max_tokens=3) for i in range(2)]
+    repeat = Request("second", prompt(1, 31))
+    engine.run(*others, repeat)
+    engine.assert_idle()
+    assert repeat.cached_tokens == 31
+    assert repeat.output == engine.done["first"].output
+
+
+def test_a_longer_prompt_is_found_to_the_last_shared_block() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 30)))
+    assert second(engine, prompt(1, 30) + prompt(2, 9)).cached_tokens == 28
+
+
+def test_tails_can_be_turned_off() -> None:
+    assert twice(ToyEngine(extra={"lmcache.save_unfull_chunk": False}), prompt(1, 31)).cached_tokens == 28
+
+
+def test_another_salt_or_tag_finds_nothing() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 31), salt="a"))
+    assert second(engine, prompt(1, 31), salt="b").cached_tokens == 0
+    tagged = Request("tagged", prompt(1, 31), salt="a", kv_transfer_params={"lmcache.tag.user": "x"})
+    engine.run(tagged)
+    assert tagged.cached_tokens == 0
+
+
+def test_skip_save_and_priority_limit_store_nothing() -> None:
+    assert twice(ToyEngine(), prompt(1, 31), kv_transfer_params={"lmcache.skip_save": True}).cached_tokens == 0
+    assert twice(ToyEngine(extra={"lmcache.priority_limit": 3}), prompt(1, 31), priority=4).cached_tokens == 0
+    assert twice(ToyEngine(extra={"lmcache.priority_limit": 3}), prompt(1, 31), priority=3).cached_tokens == 30
+
+
+@pytest.mark.parametrize("roles", [Roles(may_store=False, may_load=True), Roles(may_store=True, may_load=False)])
+def test_roles_that_only_store_or_only_load(roles: Roles) -> None:
+    engine = ToyEngine(roles=roles)
+    assert twice(engine, prompt(1, 31)).cached_tokens == 0
+    assert bool(engine.scheduler.index.stats()["visible"]) == roles.may_store
+
+
+def test_short_hits_are_left_alone() -> None:
+    engine = ToyEngine(extra={"lmcache.min_retrieve_tokens": 20})
+    assert twice(engine, prompt(1, 16)).cached_tokens == 0
+    assert engine.counters.totals()["misses:below_min_retrieve_tokens"] == 1
+
+
+def test_generated_tokens_are_stored_when_asked_for() -> None:
+    for save, expected in ((False, 8), (True, 20)):
+        engine = ToyEngine(extra={"lmcache.save_decode_cache": save})
+        first = Request("first", prompt(1, 8), max_tokens=14)
+        engine.run(first)
+        follow_up = second(engine, first.all_token_ids + [7, 7, 7])
+        assert follow_up.cached_tokens == expected
+        assert engine.wrong == 0
+
+
+def test_requests_of_one_step_store_shared_blocks_once() -> None:
+    engine = ToyEngine()
+    engine.run(*[Request(f"r{i}", prompt(1, 30)) for i in range(4)])
+    engine.assert_idle()
+    assert engine.scheduler.index.stats()["visible"] == 8
+
+
+def test_preempted_requests_come_back_from_the_cache() -> None:
+    engine = ToyEngine(blocks=24)
+    requests = [Request(f"r{i}", prompt(i, 20), max_tokens=24) for i in range(4)]
+    engine.run(*requests)
+    engine.assert_idle()
+    assert engine.resumed
+    assert any(r.cached_tokens for r in requests)
+
+
+@pytest.mark.parametrize("after", range(8))
+@pytest.mark.parametrize("extra", [{}, ASYNC])
+def test_abort_at_every_step(after: int, extra: dict[str, Any]) -> None:
+    engine = ToyEngine(extra=extra)
+    engine.run(Request("first", prompt(1, 50)))
+    victim = engine.add(Request("victim", prompt(1, 50) + prompt(2, 40), max_tokens=3))
+    other = engine.add(Request("other", prompt(3, 50), max_tokens=6))
+    for _ in range(after):
+        engine.step()
+    if victim.request_id not in engine.done:
+        engine.abort(victim)
+    while engine.running or engine.waiting or engine.loading:
+        engine.step()
+    engine.assert_idle()
+    assert len(other.output) == 6
+    assert second(engine, prompt(1, 50)).cached_tokens == 49
+
+
+def test_a_full_pool_keeps_what_fits_and_stays_right() -> None:
+    engine = ToyEngine(rows=10)
+    for i in range(8):
+        engine.run(Request(f"r{i}", prompt(i % 3, 22 + i)))
+        engine.assert_idle()
+    assert engine.counters.take() is not None
+    assert engine.scheduler.index.stats()["evictions"] > 0
+
+
+class Broken:
+    """A mover whose loads, or stores, fail."""
+
+    def __init__(self, mover: Any, what: str) -> None:
+        self._mover, self._what, self.left = mover, what, 1
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(self._what) or (self._what == "load" and name == "submit_load"):
+            return self._fail_once(getattr(self._mover, name))
+        return getattr(self._mover, name)
+
+    def _fail_once(self, call: Any) -> Any:
+        def wrapped(*arguments: Any) -> Any:
+            if self.left:
+                self.left -= 1
+                raise RuntimeError("injected")
+            return call(*arguments)
+
+        return wrapped
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("extra", [{}, ASYNC])
+def test_a_failed_load_is_computed_again(extra: dict[str, Any], ranks: int) -> None:
+    engine = ToyEngine(extra=extra, ranks=ranks)
+    engine.run(Request("first", prompt(1, 50)))
+    engine.workers[-1]._mover = Broken(engine.workers[-1]._mover, "load")
+    repeat, beside = Request("second", prompt(1, 50)), Request("beside", prompt(1, 50) + prompt(2, 30))
+    engine.run(repeat, beside)
+    engine.assert_idle()
+    assert repeat.output == engine.done["first"].output
+    assert engine.counters.totals()["failed_loads"] >= 1
+    third = Request("third", prompt(1, 50))
+    engine.run(third)
+    engine.assert_idle()
+    assert third.cached_tokens == 49, "what was computed again is stored again"
+
+
+def test_a_mover_that_always_fails_does_not_livelock() -> None:
+    engine = ToyEngine(extra=ASYNC)
+    engine.run(Request("first", prompt(1, 50)))
+    broken = engine.workers[0]._mover = Broken(engine.workers[0]._mover, "load")
+    broken.left = 10**6
+    for i in range(5):
+        engine.run(Request(f"again{i}", prompt(1, 50)), Request(f"beside{i}", prompt(9, 12)))
+    engine.assert_idle()
+
+
+def test_a_failed_store_is_forgotten() -> None:
+    engine = ToyEngine()
+    engine.workers[0]._mover = Broken(engine.workers[0]._mover, "store")
+    assert twice(engine, prompt(1, 15)).cached_tokens == 0
+    assert engine.counters.totals()["dropped_stores:failed"] == 1
+
+
+def test_planning_that_fails_still_ends_promised_loads() -> None:
+    engine = ToyEngine(extra=ASYNC)
+    engine.run(Request("first", prompt(1, 50)))
+    planner = engine.scheduler._planner
+    plan = planner.plan
+    planner.plan = lambda *_: 1 / 0
+    repeat = Request("second", prompt(1, 50))
+    engine.run(repeat, Request("beside", prompt(3, 30)))
+    planner.plan = plan
+    engine.assert_idle()
+    assert repeat.output == engine.done["first"].output
+
+
+def test_an_order_that_fails_ends_as_a_failed_load() -> None:
+    for extra in ({}, ASYNC):
+        engine = ToyEngine(extra=extra)
+        engine.run(Request("first", prompt(1, 50)))
+        open_load = engine.scheduler._ledger.open_load
+        engine.scheduler._ledger.open_load = lambda *_: 1 / 0
+        admit = engine.scheduler.admit
+        engine.scheduler.admit = lambda *a: _swallow(admit, *a)
+        repeat = Request("second", prompt(1, 50))
+        engine.run(repeat, Request("beside", prompt(3, 30)))
+        engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
+        engine.assert_idle()
+        assert repeat.output == engine.done["first"].output
+
+
+def _swallow(call: Any, *arguments: Any) -> None:
+    try:
+        call(*arguments)
+    except ZeroDivisionError:
+        pass
+
+
+def test_clear_forgets_answers_and_rows() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 31)))
+    waiting = engine.add(Request("second", prompt(1, 31)))
+    assert engine.scheduler.matched_tokens(waiting, 0)[0] == 30
+    assert engine.scheduler.clear() == 8
+    assert engine.scheduler.matched_tokens(waiting, 0) == (0, False)
+    assert engine.pool.reset_prefix_cache()
+
+
+def test_freeze_serves_and_stores_nothing() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 31)))
+    engine.scheduler.frozen = True
+    assert second(engine, prompt(1, 31) + prompt(2, 20)).cached_tokens == 28
+    assert engine.scheduler.index.stats()["visible"] == 8
+
+
+def test_a_reset_of_vllms_pool_releases_held_blocks() -> None:
+    engine = ToyEngine()
+    engine.workers[0].after_forward = lambda _orders: None  # the store is never acknowledged
+    engine.run(Request("first", prompt(1, 12)))
+    assert len(engine.pool.free) < engine.pool.num_gpu_blocks - 1
+    assert engine.pool.reset_prefix_cache(), "held blocks are released before the pool looks"
+
+
+def test_asking_again_costs_and_changes_nothing() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 31)))
+    waiting = engine.add(Request("second", prompt(1, 31)))
+    before = None
+    for _ in range(50):
+        assert engine.scheduler.matched_tokens(waiting, 0) == (30, False)
+        stats = engine.scheduler.index.stats()
+        assert before in (None, stats)
+        before = stats
+    engine.abort(waiting)
+    engine.assert_idle()
+
+
+def test_blocks_in_flight_are_waited_for_within_the_limit() -> None:
+    engine = ToyEngine(extra={"lmcache.pending_timeout_ms": 50})
+    store = engine.workers[0].after_forward
+    engine.workers[0].after_forward = lambda _orders: None
+    engine.run(Request("first", prompt(1, BLOCK)))
+    engine.workers[0].after_forward = store
+    waiting = engine.add(Request("second", prompt(1, BLOCK)))
+    assert engine.scheduler.matched_tokens(waiting, 0) == (None, False)
+    assert engine.scheduler.has_work()
+    while engine.scheduler.matched_tokens(waiting, 0)[0] is None:
+        pass
+    assert engine.scheduler.matched_tokens(waiting, 0) == (0, False)
+    assert engine.counters.totals()["pending_timeouts"] == 1

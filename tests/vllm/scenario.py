@@ -1,0 +1,165 @@
+"""Runs one engine through the steps of a scenario, in one process, and prints what came out as JSON.
+
+Reads `{"llm": {...}, "connector": {...} | null, "steps": [[operation, {...}], ...]}` from standard input. Prompts are
+lists of `[seed, tokens]` pieces, so that prompts share prefixes where their pieces do.
+"""
+
+import json
+import os
+import random
+import sys
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+VOCABULARY = 4096
+
+
+def tokens_of(pieces: list[list[int]]) -> list[int]:
+    tokens: list[int] = []
+    for seed, count in pieces:
+        source = random.Random(seed)
+        tokens += [source.randrange(3, VOCABULARY) for _ in range(count)]
+    return tokens
+
+
+class Scenario:
+    def __init__(self, model: str, llm: dict[str, Any], connector: dict[str, Any] | None) -> None:
+        from vllm import LLM
+        from vllm.config import KVTransferConfig
+
+        options: dict[str, Any] = {
+            "skip_tokenizer_init": True,
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 8192,
+            "enable_prefix_caching": False,
+            "block_size": 32,
+            "kv_cache_memory_bytes": 270 * 32 * 4096,
+            "max_num_batched_tokens": 512,
+            "seed": 0,
+            "disable_log_stats": True,
+        }
+        if connector is not None:
+            options["kv_transfer_config"] = KVTransferConfig(**connector)
+        self.llm = LLM(model=model, **(options | llm))
+        self.ids = 0
+
+    def sampling(self, max_tokens: int, params: dict[str, Any] | None = None) -> Any:
+        from vllm import SamplingParams
+
+        extra = {"kv_transfer_params": params} if params else None
+        return SamplingParams(
+            temperature=0, max_tokens=max_tokens, detokenize=False, ignore_eos=True, extra_args=extra
+        )
+
+    def generate(
+        self, prompts: list[Any], max_tokens: int = 8, params: dict[str, Any] | None = None, salt: str | None = None
+    ) -> dict[str, Any]:
+        requests = [{"prompt_token_ids": tokens_of(p)} | ({"cache_salt": salt} if salt else {}) for p in prompts]
+        outputs = self.llm.generate(requests, self.sampling(max_tokens, params), use_tqdm=False)
+        return {
+            "tokens": [list(o.outputs[0].token_ids) for o in outputs],
+            "cached": [o.num_cached_tokens for o in outputs],
+        }
+
+    def abort(self, prompt: Any, after: int, max_tokens: int = 40, hold_loads: bool = False) -> dict[str, Any]:
+        """Abort the request after so many steps; then step on until the engine is idle."""
+        engine = self.llm.llm_engine
+        self.ids += 1
+        request_id = f"abort-{self.ids}"
+        release = hold_completions() if hold_loads else lambda: None
+        engine.add_request(request_id, {"prompt_token_ids": tokens_of(prompt)}, self.sampling(max_tokens))
+        finished = False
+        for _ in range(after):
+            finished = finished or any(o.finished for o in engine.step())
+        loading = worker_side().loading if worker_side() is not None else 0
+        engine.abort_request([request_id])
+        release()
+        for _ in range(5):
+            engine.step()
+        return {"finished": finished, "loading": loading}
+
+    def reset(self, connector: bool = True) -> bool:
+        return bool(self.llm.reset_prefix_cache(reset_connector=connector))
+
+    def sleep(self, level: int = 1) -> None:
+        self.llm.sleep(level=level)
+
+    def wake(self) -> None:
+        self.llm.wake_up()
+
+    def stats(self) -> dict[str, float]:
+        return dict(handle().stats())
+
+    def freeze(self, frozen: bool = True) -> None:
+        handle().freeze(frozen)
+
+    def clear(self) -> int:
+        return int(handle().clear())
+
+    def destroy(self) -> None:
+        from lmcache_rs.integration.vllm.utils import ENGINE_NAME
+        from lmcache_rs.v1.cache_engine import LMCacheEngineBuilder
+
+        LMCacheEngineBuilder.destroy(ENGINE_NAME)
+
+    def shift_rows(self) -> None:
+        """Negative control: every stored row now holds its neighbour's bytes."""
+        import numpy
+
+        pool = numpy.from_dlpack(worker_side()._mover._pool)
+        used = int(handle().stats()["rows"] - handle().stats()["free"])
+        pool[:used] = numpy.roll(pool[:used], 1, axis=0)
+
+    def fail_loads(self, count: int) -> None:
+        """The next `count` loads raise in the mover."""
+        mover = worker_side()._mover
+        for name in ("load_now", "submit_load"):
+            setattr(mover, name, failing(getattr(mover, name), count))
+
+
+def failing(call: Any, count: int) -> Any:
+    left = [count]
+
+    def wrapped(*arguments: Any) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise RuntimeError("injected")
+        return call(*arguments)
+
+    return wrapped
+
+
+def hold_completions() -> Any:
+    """Loads end unseen until the returned function is called."""
+    mover = worker_side()._mover
+    poll = mover.poll
+    mover.poll = list
+
+    def release() -> None:
+        mover.poll = poll
+
+    return release
+
+
+def handle() -> Any:
+    from lmcache_rs.builder import LMCacheEngineBuilder
+    from lmcache_rs.integration.vllm.utils import ENGINE_NAME
+
+    return LMCacheEngineBuilder.get(ENGINE_NAME)
+
+
+def worker_side() -> Any:
+    return handle()._worker if handle() is not None else None
+
+
+def main() -> None:
+    spec = json.load(sys.stdin)
+    scenario = Scenario(spec["model"], spec.get("llm", {}), spec.get("connector"))
+    results = [getattr(scenario, operation)(**arguments) for operation, arguments in spec["steps"]]
+    print("RESULTS " + json.dumps(results), flush=True)
+
+
+if __name__ == "__main__":
+    main()
