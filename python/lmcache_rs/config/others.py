@@ -1,0 +1,162 @@
+"""Every setting of LMCache 0.5.6 that is not honoured: its type, LMCache's default, and why."""
+
+from math import inf
+
+from lmcache_rs.config import values as v
+from lmcache_rs.config.keys import Key, Status
+
+_B, _I, _N, _T, _U = v.boolean(), v.integer(), v.number(), v.text(), v.url()
+_S = v.size(zero=True)
+_OPTIONAL_I, _OPTIONAL_N, _OPTIONAL_T, _OPTIONAL_U = (v.optional(kind) for kind in (_I, _N, _T, _U))
+_COUNT = v.integer(0)
+_INTS, _NUMBERS, _WORDS = (v.optional(v.list_of(kind)) for kind in (_I, _N, _T))
+
+_YET, _IGNORED, _NO = Status.NOT_YET, Status.IGNORED, Status.NOT_PLANNED
+
+_DISK = "the disk tier comes in a later version"
+_REDIS = "the Redis tier comes in a later version"
+_TIERS = "RAM is the only tier of this version"
+_NUMA = "NUMA placement comes in a later version"
+_EVENTS = "KV events come in a later version"
+_LOOKUP = "the index is in the scheduler's own process, a lookup waits for nobody"
+_LAZY = "RAM is always taken as it is needed"
+_PINS = "what is kept for a request is let go when the request ends, with no timer"
+_API = "there is no HTTP server; metrics are on vLLM's /metrics"
+_STATISTICS = "chunk statistics are not kept"
+_PLUGINS = "no foreign code is loaded"
+_BLEND = "there is no CacheBlend"
+_CONTROLLER = "there is no controller"
+_P2P = "there is no peer-to-peer transfer"
+_PD = "there is no prefill/decode disaggregation; vLLM's own connectors do that"
+_NIXL = "there is no NIXL transfer"
+_GDS = "there is no GPUDirect Storage"
+_MARU = "there is no Maru tier"
+_MP = "there is no separate server: lmcache_rs works in vLLM's processes"
+_HIDDEN = "hidden states are not kept"
+
+OTHER_KEYS: tuple[Key, ...] = (
+    # Disk, Redis and what chooses between tiers.
+    Key("local_disk", _OPTIONAL_T, None, _YET, _DISK),
+    Key("local_disk_path_sharding", _T, "by_gpu", _YET, _DISK),
+    Key("max_local_disk_size", _S, 0, _YET, _DISK),
+    Key("remote_url", _OPTIONAL_U, None, _YET, _REDIS),
+    Key("remote_serde", v.optional(v.choice("naive", "cachegen", "kivi")), "naive", _YET, _REDIS),
+    Key("blocking_timeout_secs", v.number(0), 10.0, _YET, _REDIS),
+    Key("retrieve_locations", _WORDS, None, _YET, _TIERS),
+    Key("store_location", _OPTIONAL_T, None, _YET, _TIERS),
+    Key("numa_mode", v.optional(v.choice("auto", "manual")), None, _YET, _NUMA),
+    Key("enable_kv_events", _B, False, _YET, _EVENTS),
+    # Without meaning here.
+    Key("pre_caching_hash_algorithm", _T, "builtin", _IGNORED, "keys are always 256-bit"),
+    Key("py_enable_gc", _B, True, _IGNORED, "Python's garbage collector is left as it is"),
+    Key("use_layerwise", _B, False, _IGNORED, "all layers are moved together, beside the computation"),
+    Key("use_gpu_connector_v3", _B, False, _IGNORED, "there is one way of copying, for every layout"),
+    Key("lookup_timeout_ms", _COUNT, 3000, _IGNORED, _LOOKUP),
+    Key("lookup_server_worker_ids", _INTS, None, _IGNORED, _LOOKUP),
+    Key("enable_scheduler_bypass_lookup", _B, False, _IGNORED, _LOOKUP),
+    Key("enable_lazy_memory_allocator", _B, False, _IGNORED, _LAZY),
+    Key("lazy_memory_initial_ratio", _N, 0.2, _IGNORED, _LAZY),
+    Key("lazy_memory_expand_trigger_ratio", _N, 0.5, _IGNORED, _LAZY),
+    Key("lazy_memory_step_ratio", _N, 0.1, _IGNORED, _LAZY),
+    Key("lazy_memory_safe_size", _S, 0, _IGNORED, _LAZY),
+    Key("pin_timeout_sec", _COUNT, 300, _IGNORED, _PINS),
+    Key("pin_check_interval_sec", _COUNT, 30, _IGNORED, _PINS),
+    # Operations.
+    Key("external_lookup_client", _OPTIONAL_T, None, _NO, _LOOKUP),
+    Key("hit_miss_ratio", _OPTIONAL_N, None, _NO, "hits are never withheld"),
+    Key("internal_api_server_enabled", _B, False, _NO, _API),
+    Key("internal_api_server_host", _T, "127.0.0.1", _NO, _API),
+    Key("internal_api_server_port_start", _I, 6999, _NO, _API),
+    Key("internal_api_server_include_index_list", _INTS, None, _NO, _API),
+    Key("internal_api_server_socket_path_prefix", _OPTIONAL_T, None, _NO, _API),
+    Key("run_script_api_enabled", _B, False, _NO, _PLUGINS),
+    Key("script_allowed_imports", _WORDS, None, _NO, _PLUGINS),
+    Key("enable_chunk_statistics", _B, False, _NO, _STATISTICS),
+    Key("chunk_statistics_auto_start_statistics", _B, False, _NO, _STATISTICS),
+    Key("chunk_statistics_auto_exit_timeout_hours", _N, 0.0, _NO, _STATISTICS),
+    Key("chunk_statistics_auto_exit_target_unique_chunks", _I, 0, _NO, _STATISTICS),
+    Key("chunk_statistics_strategy", _T, "memory_bloom_filter", _NO, _STATISTICS),
+    Key("runtime_plugin_locations", _WORDS, None, _NO, _PLUGINS),
+    Key("storage_plugins", _WORDS, None, _NO, _PLUGINS),
+    Key("remote_storage_plugins", _WORDS, None, _NO, _PLUGINS),
+    Key("remote_config_url", _OPTIONAL_U, None, _NO, "no configuration is ever fetched from the network"),
+    Key("app_id", _OPTIONAL_T, None, _NO, "no configuration is ever fetched from the network"),
+    Key("audit_actual_remote_url", _OPTIONAL_U, None, _NO, "there is no audit tier"),
+    # Other features of LMCache.
+    Key("enable_blending", _B, False, _NO, _BLEND),
+    Key("blend_recompute_ratios", _NUMBERS, None, _NO, _BLEND),
+    Key("blend_thresholds", _NUMBERS, None, _NO, _BLEND),
+    Key("blend_check_layers", _INTS, None, _NO, _BLEND),
+    Key("blend_min_tokens", _I, 256, _NO, _BLEND),
+    Key("blend_special_str", _T, " # # ", _NO, _BLEND),
+    Key("enable_controller", _B, False, _NO, _CONTROLLER),
+    Key("controller_pull_url", _OPTIONAL_T, None, _NO, _CONTROLLER),
+    Key("controller_reply_url", _OPTIONAL_T, None, _NO, _CONTROLLER),
+    Key("lmcache_worker_ports", _INTS, None, _NO, _CONTROLLER),
+    Key("lmcache_worker_ids", _INTS, None, _NO, _CONTROLLER),
+    Key("lmcache_worker_heartbeat_delay_time", _I, 10, _NO, _CONTROLLER),
+    Key("lmcache_worker_heartbeat_time", _OPTIONAL_I, None, _NO, _CONTROLLER),
+    Key("enable_p2p", _B, False, _NO, _P2P),
+    Key("p2p_host", _OPTIONAL_T, None, _NO, _P2P),
+    Key("p2p_init_ports", _INTS, None, _NO, _P2P),
+    Key("p2p_lookup_ports", _INTS, None, _NO, _P2P),
+    Key("transfer_channel", _OPTIONAL_T, None, _NO, _P2P),
+    Key("enable_pd", _B, False, _NO, _PD),
+    Key("pd_role", _OPTIONAL_T, None, _NO, _PD),
+    Key("pd_buffer_size", _OPTIONAL_I, None, _NO, _PD),
+    Key("pd_buffer_device", _OPTIONAL_T, None, _NO, _PD),
+    Key("pd_peer_host", _OPTIONAL_T, None, _NO, _PD),
+    Key("pd_peer_init_port", _INTS, None, _NO, _PD),
+    Key("pd_peer_alloc_port", _INTS, None, _NO, _PD),
+    Key("pd_peer_query_port", _INTS, None, _NO, _PD),
+    Key("pd_proxy_host", _OPTIONAL_T, None, _NO, _PD),
+    Key("pd_proxy_port", _OPTIONAL_I, None, _NO, _PD),
+    Key("pd_allocation_timeout_sec", v.number(0, infinite=True), inf, _NO, _PD),
+    Key("pd_shutdown_timeout_sec", _N, 5.0, _NO, _PD),
+    Key("pd_condition_poll_interval_sec", _N, 0.005, _NO, _PD),
+    Key("pd_max_prefill_len", _I, 0, _NO, _PD),
+    Key("pd_backend_mode", v.optional(v.choice("async", "sync")), "async", _NO, _PD),
+    Key("pd_skip_proxy_notification", _B, False, _NO, _PD),
+    Key("pd_bidirectional", _B, False, _NO, _PD),
+    Key("nixl_backends", _WORDS, None, _NO, _NIXL),
+    Key("nixl_buffer_size", _OPTIONAL_I, None, _NO, _NIXL),
+    Key("nixl_buffer_device", _OPTIONAL_T, None, _NO, _NIXL),
+    Key("nixl_peer_port", _OPTIONAL_I, None, _NO, _NIXL),
+    Key("gds_path", _OPTIONAL_T, None, _NO, _GDS),
+    Key("gds_path_sharding", _T, "by_gpu", _NO, _GDS),
+    Key("gds_buffer_size", _OPTIONAL_I, None, _NO, _GDS),
+    Key("use_gds", _B, True, _NO, _GDS),
+    Key("gds_backend", _T, "cufile", _NO, _GDS),
+    Key("maru_path", _OPTIONAL_T, None, _NO, _MARU),
+    Key("maru_pool_size", _S, 4 * v.GIB, _NO, _MARU),
+    Key("mp_host", _OPTIONAL_T, None, _NO, _MP),
+    Key("mp_port", _I, 5555, _NO, _MP),
+    Key("enable_hidden_state_cache", _B, False, _NO, _HIDDEN),
+    Key("max_hidden_state_cpu_size", _S, 2 * v.GIB, _NO, _HIDDEN),
+    Key("hidden_state_layers", _INTS, None, _NO, _HIDDEN),
+    Key("hidden_states_retrieve_mode", _T, "prefix_strict", _NO, _HIDDEN),
+    Key("ec", v.anything(), None, _NO, "the encoder's cache is not kept"),
+    Key("ec_*", v.anything(), None, _NO, "the encoder's cache is not kept"),
+)
+
+# Old name -> the name LMCache gave it later. (nixl_buffer_size is a key of its own as well.)
+ALIASES = {
+    "enable_xpyd": "enable_pd",
+    "nixl_peer_host": "pd_peer_host",
+    "nixl_peer_init_port": "pd_peer_init_port",
+    "nixl_peer_alloc_port": "pd_peer_alloc_port",
+    "nixl_proxy_host": "pd_proxy_host",
+    "nixl_proxy_port": "pd_proxy_port",
+    "nixl_role": "pd_role",
+    "controller_url": "controller_pull_url",
+    "lmcache_worker_port": "lmcache_worker_ports",
+    "plugin_locations": "runtime_plugin_locations",
+    "external_backends": "storage_plugins",
+}
+
+# Schemes of `remote_url`: the first will mean Redis; what LMCache knows beside them is named.
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis-sentinel", "redis-cluster", "resp", "valkey")
+OTHER_SCHEMES = (
+    *("lm", "fs", "s3", "azure", "sagemaker-hyperpod", "eic", "hf3fs", "infinistore", "mooncakestore"),
+    *("audit", "blackhole", "mock", "external", "plugin"),
+)

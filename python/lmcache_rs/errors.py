@@ -1,0 +1,22 @@
+"""The exceptions of lmcache_rs: one tree under `LMCacheRsError`."""
+
+from lmcache_rs._core import (
+    ClosedError,
+    InternalError,
+    InvalidArgumentError,
+    LMCacheRsError,
+    OutOfMemoryError,
+)
+
+__all__ = [
+    "ClosedError",
+    "ConfigError",
+    "InternalError",
+    "InvalidArgumentError",
+    "LMCacheRsError",
+    "OutOfMemoryError",
+]
+
+
+class ConfigError(LMCacheRsError):
+    """A setting has a wrong value, or the configuration file cannot be read."""

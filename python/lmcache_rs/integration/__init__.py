@@ -1,0 +1,1 @@
+"""LMCache's module names, for scripts that import them."""
