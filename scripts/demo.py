@@ -24,7 +24,7 @@ OPTIONS = (
     *("--model", SMOLLM2, "--num-prompts", NUM_PROMPTS, "--num-tokens", NUM_TOKENS),
     *("--max-model-len", 8192, "--dtype", "bfloat16", "--enforce-eager"),
 )
-STAGES = ("Starting vLLM", "First run", "Second run", "Speedup")
+STAGES = {"First run: ": "first run", "Second run: ": "second run", "Speedup": "stopping vLLM"}
 RESULTS = ("First run time", "Second run time", "Speedup")
 
 
@@ -41,7 +41,7 @@ class Outcome:
     words: list[list[list[int]]]
 
     def row(self) -> str:
-        """This outcome as a line of the table."""
+        """One line of the table."""
         return (
             f"{self.name:<16}{self.first_s:>10.2f} s{self.second_s:>11.2f} s"
             f"{self.first_s / self.second_s:>10.2f}x{self.tokens_hit:>10,} of {self.tokens:,}"
@@ -64,22 +64,24 @@ def cpu_list() -> str:
 
 
 def variables() -> dict[str, str]:
-    """The environment of the benefit script: settings of this shell for the cache must not change the demo."""
+    """The environment of the benefit script; settings of this shell must not change the demo."""
     ours = {
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
         "VLLM_CPU_OMP_THREADS_BIND": cpu_list(),
         "VLLM_NO_USAGE_STATS": "1",
     }
-    return {name: value for name, value in os.environ.items() if not name.startswith("LMCACHE_")} | ours
+    foreign = ("LMCACHE_", "VLLM_", "OMP_NUM_THREADS")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | ours
 
 
 def stage(lines: list[str]) -> str:
     """What the benefit script is doing, from the last lines it printed."""
     for line in reversed(lines):
-        if line.startswith(STAGES):
-            return line
-    return "starting vLLM" if lines else "starting Python"
+        for begin, name in STAGES.items():
+            if line.startswith(begin):
+                return name
+    return "starting vLLM"
 
 
 def measure(name: str, *options: str) -> Outcome:

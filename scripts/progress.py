@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 LINE_WIDTH = 78
+RETRY_PAUSE_S = 3
 
 
 class CommandError(Exception):
@@ -71,7 +72,7 @@ def run(
             return
         if attempt < attempts:
             say(f"    it failed; trying again ({attempt + 1} of {attempts})")
-            time.sleep(3 * attempt)
+            time.sleep(RETRY_PAUSE_S * attempt)
     last = "\n".join(f"    {line}" for line in tail(log, 15, begin))
     raise CommandError(
         f"{what}\n  command: {shlex.join(words)}\n  exit status: {code}\n  its last lines:\n{last}\n"

@@ -59,7 +59,15 @@ class Environment:
     def pip(self, what: str, *arguments: str | Path) -> None:
         """Run pip, several times if need be."""
         command = (self.python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments)
-        run(what, command, self.log, attempts=PIP_ATTEMPTS)
+        variables = os.environ | {"PIP_PROGRESS_BAR": "off"}
+        run(what, command, self.log, env=variables, attempts=PIP_ATTEMPTS, status=self._pip_status)
+
+    def _pip_status(self, lines: list[str]) -> str:
+        """What pip is doing; it prints nothing while it unpacks, which can take a minute."""
+        if not any(line.startswith("Installing collected packages") for line in lines):
+            return lines[-1] if lines else ""
+        count = sum(1 for _ in self.path.glob("lib/python*/site-packages/*.dist-info"))
+        return f"unpacking: {count} packages are in place"
 
     def ask(self, *arguments: str | Path) -> str:
         """What this environment's Python prints when called so."""

@@ -1,4 +1,4 @@
-"""What all tests share: the two small models, a way to run scripts in processes of their own, and the markers' rules."""
+"""What tests share: two small models, a way to run scripts in processes of their own, and the rules of the markers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import prepare_model
 import pytest
+
+import prepare_model
 import tiny_model as tiny_model_script
 from progress import CommandError
 

@@ -6,16 +6,18 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 import demo
 import progress
-import pytest
 import setup_env
 from conftest import ROOT, RunScript
 
 
 def test_a_command_that_fails_is_tried_again_then_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "RETRY_PAUSE_S", 0)
     log = tmp_path / "log"
     code = "print('the reason'); raise SystemExit(3)"
     with pytest.raises(progress.CommandError) as caught:
