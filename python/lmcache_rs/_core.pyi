@@ -130,7 +130,7 @@ class Reservation:
     def __len__(self) -> int: ...
     def commit(self) -> int:
         """The bytes are there: make the rows visible, each as soon as its parent is. Returns rows that were still
-        wanted (others were removed meanwhile and are freed). A second call of commit or abort does nothing, returns 0."""
+        wanted (others were removed meanwhile and are freed). Another commit or abort does nothing and returns 0."""
     def abort(self) -> int:
         """The bytes are not there: forget the rows and all that was reserved on top. Returns rows forgotten."""
     def discard(self) -> int:
@@ -201,7 +201,7 @@ class Mover:
 
     def __new__(cls, pool: HostPool, layers: KvLayers, threads: int = 1) -> Mover: ...
     def copy(self, direction: Literal["store", "load"], rows: Buffer, blocks: Buffer) -> int:
-        """Copy now, the calling thread working too. Returns bytes copied. Nothing is copied when an argument is wrong."""
+        """Copy now, the calling thread working too. Returns bytes copied. A wrong argument copies nothing."""
     def submit(self, direction: Literal["store", "load"], job: int, rows: Buffer, blocks: Buffer) -> None:
         """Copy in the background. Loads go before stores that were not begun."""
     def poll(self) -> list[tuple[int, int, float]]:

@@ -1,0 +1,87 @@
+# Everything runs in one virtual environment, which `setup` makes and keeps up to date.
+VENV ?= .venv
+PYTHON ?= python3
+export VENV
+
+# Absolute, since some commands run elsewhere.
+override BIN := $(abspath $(VENV))/bin
+# The Rust crates are built against the Python of the environment.
+export PYO3_PYTHON := $(BIN)/python
+
+.DEFAULT_GOAL := help
+
+.PHONY: help  ## Show this list.
+help:
+	@echo "Usage: make TARGET [VENV=folder, default .venv] [PYTHON=python3.11 or newer]"
+	@echo
+	@sed -n 's/^\.PHONY: \([a-z-]*\)  ## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: demo  ## Show what the cache brings on a small model: set up, run without and with it, compare.
+demo: setup model
+	@$(BIN)/python scripts/demo.py
+
+.PHONY: test  ## Set up and run every test, Rust and Python (PYTEST_ARGS="-k words" runs some).
+test: test-rust test-python
+
+.PHONY: test-rust  ## Run the tests of the Rust core.
+test-rust: setup
+	@# rust/py is left out: it holds no logic, and as an extension module it does not link outside of Python.
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --workspace --exclude lmcache-py; \
+	else \
+		cargo test --workspace --exclude lmcache-py; \
+	fi
+
+.PHONY: test-python  ## Run the tests of the Python package, the connector and the examples.
+test-python: setup model
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint  ## Check format, style and types, and the stub against the extension module.
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/stubtest lmcache_rs._core --allowlist tests/stubtest_allowlist.txt
+
+.PHONY: format  ## Format all sources.
+format: setup
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+.PHONY: bench  ## Run the benchmarks that need no GPU, Rust (criterion) and Python.
+bench: setup
+	cargo bench --workspace --exclude lmcache-py
+	@set -e; for bench in benches/*.py; do \
+		if [ -e "$$bench" ]; then echo "== $$bench"; $(BIN)/python "$$bench"; fi; \
+	done
+
+.PHONY: wheel  ## Build the wheels to ship into dist/.
+wheel: setup
+	$(BIN)/maturin build --release --locked --out dist
+	@if [ -e compat/pyproject.toml ]; then $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./compat; fi
+
+.PHONY: compat  ## Install the small distribution that provides the name `lmcache` (done by `setup` as well).
+compat: setup
+	$(BIN)/python -m pip install --no-deps --force-reinstall ./compat
+
+.PHONY: setup  ## Make or update the environment: vLLM, the tools, the wheel built from these sources.
+setup:
+	@$(PYTHON) scripts/setup_env.py
+
+.PHONY: model  ## Prepare the small model of the demo and the tests.
+model: setup
+	@$(BIN)/python scripts/prepare_model.py
+
+.PHONY: clean  ## Remove what was built; the environment and the models stay.
+clean:
+	cargo clean
+	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find python tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: distclean  ## Remove the environment and the models too.
+distclean: clean
+	rm -rf .venv .models
