@@ -1,0 +1,5 @@
+//! In what order rows leave; which rows may leave is the index's affair.
+
+mod lru;
+
+pub(crate) use lru::Lru;

@@ -1,0 +1,267 @@
+//! The index does what a simple oracle does, whatever is done to it in whatever order.
+
+mod model;
+
+use lmcache_core::{Index, Key, KeySpace, Lease, Match, Reservation};
+use model::{Gauges, Id, Model};
+use proptest::prelude::*;
+use proptest::sample;
+use proptest::test_runner::TestCaseError;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Reserve(Vec<u8>),
+    Commit(sample::Index),
+    Abort(sample::Index),
+    /// Drops a reservation or a lease.
+    Drop(sample::Index),
+    Discard(sample::Index),
+    Lookup(Vec<u8>),
+    Lease(sample::Index),
+    LeaseDiscard(sample::Index, usize),
+    Release(sample::Index),
+    Clear,
+    Shrink(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Few different blocks, so that chains share prefixes.
+    let path = || prop::collection::vec(prop_oneof![6 => Just(0_u8), 2 => Just(1), 1 => Just(2)], 0..7);
+    let pick = any::<sample::Index>;
+    prop_oneof![
+        20 => path().prop_map(Step::Reserve),
+        16 => pick().prop_map(Step::Commit),
+        2 => pick().prop_map(Step::Abort),
+        2 => pick().prop_map(Step::Drop),
+        1 => pick().prop_map(Step::Discard),
+        12 => path().prop_map(Step::Lookup),
+        8 => pick().prop_map(Step::Lease),
+        1 => (pick(), 0..6_usize).prop_map(|(at, first)| Step::LeaseDiscard(at, first)),
+        6 => pick().prop_map(Step::Release),
+        1 => Just(Step::Clear),
+        1 => (0..10_usize).prop_map(Step::Shrink),
+    ]
+}
+
+fn chain(path: &[u8]) -> Vec<Key> {
+    let space = KeySpace::new("test", 0, &[]);
+    (1..=path.len()).map(|end| space.key(&path[..end])).collect()
+}
+
+struct Held<T> {
+    real: T,
+    ids: Vec<Id>,
+    open: bool,
+}
+
+struct Leased {
+    real: Lease,
+    id: Id,
+    rows: Vec<u32>,
+}
+
+/// The index and its oracle, with everything callers hold of both.
+struct World {
+    index: Index,
+    model: Model,
+    reservations: Vec<Held<Reservation>>,
+    matches: Vec<(Match, Option<Id>)>,
+    leases: Vec<Leased>,
+    lookups: u64,
+    hits: u64,
+    committed: u64,
+    aborted: u64,
+    removed: u64,
+    dropped: u64,
+}
+
+type Outcome = Result<(), TestCaseError>;
+
+impl World {
+    fn new(rows: usize) -> Self {
+        Self {
+            index: Index::new(rows).unwrap(),
+            model: Model::new(rows),
+            reservations: Vec::new(),
+            matches: Vec::new(),
+            leases: Vec::new(),
+            lookups: 0,
+            hits: 0,
+            committed: 0,
+            aborted: 0,
+            removed: 0,
+            dropped: 0,
+        }
+    }
+
+    fn step(&mut self, step: &Step) -> Outcome {
+        match step {
+            Step::Reserve(path) => self.reserve(path)?,
+            Step::Lookup(path) => self.lookup(path)?,
+            Step::Commit(at) if !self.reservations.is_empty() => {
+                self.commit(at.index(self.reservations.len()))?
+            }
+            Step::Abort(at) if !self.reservations.is_empty() => {
+                self.abort(at.index(self.reservations.len()))?
+            }
+            Step::Drop(at) if !self.reservations.is_empty() => {
+                let held = self.reservations.swap_remove(at.index(self.reservations.len()));
+                drop(held.real);
+                self.aborted += if held.open { self.model.abort(&held.ids) } else { 0 };
+            }
+            Step::Discard(at) if !self.reservations.is_empty() => {
+                let held = &self.reservations[at.index(self.reservations.len())];
+                let removed = held.ids.first().map_or(0, |&id| self.model.remove(id));
+                prop_assert_eq!(held.real.discard().unwrap(), removed);
+                self.removed += removed;
+            }
+            Step::Lease(at) if !self.matches.is_empty() => self.lease(at.index(self.matches.len()))?,
+            Step::LeaseDiscard(at, first) if !self.leases.is_empty() => {
+                let leased = &self.leases[at.index(self.leases.len())];
+                let removed = self.model.chain(leased.id).get(*first).map_or(0, |&id| self.model.remove(id));
+                prop_assert_eq!(leased.real.discard(*first).unwrap(), removed);
+                self.removed += removed;
+            }
+            Step::Release(at) if !self.leases.is_empty() => self.release(at.index(self.leases.len()))?,
+            Step::Clear => {
+                let removed = self.model.remove_from(0);
+                prop_assert_eq!(self.index.clear().unwrap(), removed);
+                self.removed += removed;
+            }
+            Step::Shrink(rows) if *rows < self.model.limit => {
+                self.model.limit = *rows;
+                let removed = self.model.remove_from(*rows);
+                prop_assert_eq!(self.index.shrink(*rows).unwrap(), removed);
+                self.removed += removed;
+            }
+            _ => {}
+        }
+        self.compare()
+    }
+
+    fn reserve(&mut self, path: &[u8]) -> Outcome {
+        let real = self.index.reserve(&chain(path)[..]).unwrap();
+        let (first, given, dropped) = self.model.make_room(path);
+        prop_assert_eq!((real.first(), real.rows().len(), real.dropped()), (first, given, dropped));
+        prop_assert!(real.rows().is_sorted());
+        self.dropped += dropped as u64;
+        let ids = self.model.reserve(path, first, real.rows());
+        self.reservations.push(Held { real, ids, open: true });
+        Ok(())
+    }
+
+    fn commit(&mut self, at: usize) -> Outcome {
+        let held = &mut self.reservations[at];
+        let open = std::mem::replace(&mut held.open, false);
+        let wanted = if open { self.model.commit(&held.ids) } else { 0 };
+        prop_assert_eq!(held.real.commit().unwrap(), wanted);
+        self.committed += wanted;
+        Ok(())
+    }
+
+    fn abort(&mut self, at: usize) -> Outcome {
+        let held = &mut self.reservations[at];
+        let open = std::mem::replace(&mut held.open, false);
+        let forgotten = if open { self.model.abort(&held.ids) } else { 0 };
+        prop_assert_eq!(held.real.abort().unwrap(), forgotten);
+        self.aborted += forgotten;
+        Ok(())
+    }
+
+    fn lookup(&mut self, path: &[u8]) -> Outcome {
+        let real = self.index.lookup(&chain(path)[..]).unwrap();
+        let (blocks, last, pending) = self.model.lookup(path);
+        prop_assert_eq!((real.blocks(), real.pending()), (blocks, pending));
+        self.lookups += 1;
+        self.hits += u64::from(blocks > 0);
+        self.matches.push((real, last));
+        Ok(())
+    }
+
+    fn lease(&mut self, at: usize) -> Outcome {
+        let (real, id) = &self.matches[at];
+        let id = id.filter(|&id| self.model.lease(id));
+        let lease = real.lease().unwrap();
+        prop_assert_eq!(lease.is_some(), id.is_some());
+        if let (Some(real), Some(id)) = (lease, id) {
+            let rows = real.rows(0).unwrap();
+            let expected: Vec<u32> = self.model.chain(id).iter().map(|id| self.model.nodes[id].row).collect();
+            prop_assert_eq!(&rows, &expected);
+            self.leases.push(Leased { real, id, rows });
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, at: usize) -> Outcome {
+        let leased = self.leases.swap_remove(at);
+        leased.real.release();
+        leased.real.release();
+        self.model.release(leased.id);
+        prop_assert_eq!(leased.real.blocks(), 0);
+        prop_assert!(leased.real.rows(0).is_err());
+        Ok(())
+    }
+
+    fn compare(&self) -> Outcome {
+        if let Err(error) = self.index.check_integrity() {
+            return Err(TestCaseError::fail(error.to_string()));
+        }
+        let stats = self.index.stats().unwrap();
+        let (rows, free) = (stats.rows, stats.free);
+        let gauges =
+            Gauges { rows, free, visible: stats.visible, reserved: stats.reserved, leaving: stats.leaving };
+        prop_assert_eq!(gauges, self.model.gauges());
+        prop_assert_eq!(stats.leases, self.leases.len() as u64);
+        let counted = stats.counters;
+        prop_assert_eq!((counted.lookups, counted.hits), (self.lookups, self.hits));
+        prop_assert_eq!((counted.committed, counted.aborted), (self.committed, self.aborted));
+        prop_assert_eq!((counted.evictions, counted.removed), (self.model.evictions, self.removed));
+        prop_assert_eq!((counted.dropped, counted.mismatches), (self.dropped, 0));
+        for node in self.model.nodes.values() {
+            let found = self.index.present(&chain(&node.path)[..]).unwrap();
+            prop_assert_eq!(found, self.model.present(&node.path), "of {:?}", node.path);
+        }
+        for leased in &self.leases {
+            prop_assert_eq!(&leased.real.rows(0).unwrap(), &leased.rows);
+        }
+        Ok(())
+    }
+
+    /// Once nothing is held, all rows can be had again, one eviction after the other.
+    fn finish(&mut self) -> Outcome {
+        self.matches.clear();
+        while !self.leases.is_empty() {
+            self.release(0)?;
+            self.compare()?;
+        }
+        while let Some(held) = self.reservations.pop() {
+            drop(held.real);
+            self.aborted += if held.open { self.model.abort(&held.ids) } else { 0 };
+            self.compare()?;
+        }
+        prop_assert_eq!(self.index.stats().unwrap().leaving, 0);
+        for blocks in 1..=self.model.limit {
+            // The last block is one that occurs nowhere else, so each reservation takes one row more than the last.
+            self.reserve(&[vec![9; blocks]].concat())?;
+            self.compare()?;
+        }
+        prop_assert_eq!(self.index.stats().unwrap().visible, 0);
+        Ok(())
+    }
+}
+
+fn cases(default: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(default)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases(4096)))]
+    #[test]
+    fn behaves_like_the_model(rows in 1..10_usize, steps in prop::collection::vec(step(), 1..60)) {
+        let mut world = World::new(rows);
+        for step in &steps {
+            world.step(step)?;
+        }
+        world.finish()?;
+    }
+}
