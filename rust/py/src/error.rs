@@ -5,10 +5,30 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 create_exception!(lmcache_rs, LMCacheRsError, PyException, "Root of every error raised by lmcache_rs.");
-create_exception!(lmcache_rs, InvalidArgumentError, LMCacheRsError, "An argument is out of range or of the wrong shape.");
-create_exception!(lmcache_rs, OutOfMemoryError, LMCacheRsError, "The machine did not give the memory asked for.");
-create_exception!(lmcache_rs, ClosedError, LMCacheRsError, "The object was closed, or belongs to another process.");
-create_exception!(lmcache_rs, InternalError, LMCacheRsError, "A bug in lmcache_rs: a panic or a broken invariant.");
+create_exception!(
+    lmcache_rs,
+    InvalidArgumentError,
+    LMCacheRsError,
+    "An argument is out of range or of the wrong shape."
+);
+create_exception!(
+    lmcache_rs,
+    OutOfMemoryError,
+    LMCacheRsError,
+    "The machine did not give the memory asked for."
+);
+create_exception!(
+    lmcache_rs,
+    ClosedError,
+    LMCacheRsError,
+    "The object was closed, or belongs to another process."
+);
+create_exception!(
+    lmcache_rs,
+    InternalError,
+    LMCacheRsError,
+    "A bug in lmcache_rs: a panic or a broken invariant."
+);
 
 pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
