@@ -19,10 +19,17 @@ const ROUNDS: usize = 11;
 
 const WAIT: Duration = Duration::from_secs(60);
 
-/// Page bytes and layers.
-const SHAPES: [(usize, usize); 5] = [(65_536, 30), (98_304, 30), (16_384, 4), (1 << 20, 8), (4_096, 16)];
+/// Page bytes, layers, and whether blocks are visited all over the place (else in order, as in a fresh engine).
+const SHAPES: [(usize, usize, bool); 6] = [
+    (65_536, 30, true),
+    (98_304, 30, true),
+    (1 << 20, 8, true),
+    (16_384, 4, true),
+    (16_384, 4, false),
+    (4_096, 16, true),
+];
 
-/// Both ends, and row and block numbers in scattered order.
+/// Both ends, and row and block numbers.
 struct Setup {
     pool: HostPool,
     layers: Arc<KvLayers>,
@@ -40,7 +47,7 @@ fn pool(size_bytes: usize, row_bytes: usize) -> HostPool {
 }
 
 impl Setup {
-    fn new(page_bytes: usize, layers: usize) -> Self {
+    fn new(page_bytes: usize, layers: usize, scattered: bool) -> Self {
         let row_bytes = page_bytes * layers;
         let count = COPY_BYTES / row_bytes;
         let tensors: Vec<HostPool> = (0..layers).map(|_| pool(count * page_bytes, page_bytes)).collect();
@@ -56,7 +63,7 @@ impl Setup {
             pool: pool(count * row_bytes, row_bytes),
             layers: Arc::new(layers),
             rows: numbers(1),
-            blocks: numbers(coprime_step(count)),
+            blocks: numbers(if scattered { coprime_step(count) } else { 1 }),
             plain: (pool(count * row_bytes, row_bytes), pool(count * row_bytes, row_bytes)),
         }
     }
@@ -138,7 +145,7 @@ fn ratio_line(setup: &Setup, threads: usize, name: &str) {
     let kib = u32::try_from(setup.bytes() >> 10).expect("below 4 TiB");
     let speed = |time: f64| f64::from(kib) * 1024.0 / time / 1e9;
     eprintln!(
-        "{name:>14} {threads} thread(s): memcpy {:5.2} GB/s, store {:5.2} ({:.2} of memcpy), load {:5.2} ({:.2})",
+        "{name:>24} {threads} thread(s): memcpy {:5.2} GB/s, store {:5.2} ({:.2} of memcpy), load {:5.2} ({:.2})",
         speed(memcpy),
         speed(store),
         memcpy / store,
@@ -148,9 +155,10 @@ fn ratio_line(setup: &Setup, threads: usize, name: &str) {
 }
 
 fn copies(criterion: &mut Criterion) {
-    for (page_bytes, layers) in SHAPES {
-        let name = format!("{page_bytes} B x {layers}");
-        let setup = Setup::new(page_bytes, layers);
+    for (page_bytes, layers, scattered) in SHAPES {
+        let order = if scattered { "scattered" } else { "in order" };
+        let name = format!("{page_bytes} B x {layers} {order}");
+        let setup = Setup::new(page_bytes, layers, scattered);
         for threads in [1, 2] {
             ratio_line(&setup, threads, &name);
         }
