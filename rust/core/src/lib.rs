@@ -1,10 +1,14 @@
 //! The storage engine of `lmcache_rs`: which KV blocks are kept, where they lie, and how they move.
 
+mod copy;
 mod error;
 mod evict;
 mod index;
 mod key;
+mod pool;
 
+pub use copy::{Direction, KvLayers, Layer, Mover, Outcome};
 pub use error::{Error, ErrorKind, Result};
 pub use index::{Chain, Counters, Hashes, Index, Lease, Match, Reservation, Stats};
 pub use key::{Key, KeySpace, TokenHashes, hash_tokens};
+pub use pool::{HostPool, HostPoolConfig};

@@ -1,7 +1,14 @@
-//! Placeholder for the memory classes.
+//! `HostPool`, `KvLayers` and `Mover` for Python.
+
+mod convert;
+mod host_pool;
+mod kv_layers;
+mod mover;
 
 use pyo3::prelude::*;
 
-pub fn add_to(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<host_pool::HostPool>()?;
+    module.add_class::<kv_layers::KvLayers>()?;
+    module.add_class::<mover::Mover>()
 }

@@ -1,0 +1,155 @@
+//! Threads that give the pool its memory before somebody has to wait for it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+use std::{io, mem};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::mapping::Mapping;
+use super::use_every_cpu;
+
+/// What one thread touches at a time: about 15 ms, the longest that a drop of the pool waits for a thread.
+const PIECE_BYTES: usize = 16 << 20;
+
+/// How often a piece is tried again when the system is only busy.
+const RETRIES_MAX: u32 = 8;
+
+/// The threads of one pool. Dropping it stops and joins them.
+#[derive(Debug)]
+pub(super) struct Prefault {
+    progress: Arc<Progress>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    mapping: Arc<Mapping>,
+    /// Where the next piece begins.
+    next: AtomicUsize,
+    touched_bytes: AtomicUsize,
+    stop: AtomicBool,
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: usize,
+    error: Option<String>,
+}
+
+impl Prefault {
+    /// Starts `threads` threads; a thread that cannot be started is done without.
+    pub(super) fn start(mapping: &Arc<Mapping>, threads: usize) -> Self {
+        let progress = Arc::new(Progress {
+            mapping: Arc::clone(mapping),
+            next: AtomicUsize::new(0),
+            touched_bytes: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            state: Mutex::new(State::default()),
+            ended: Condvar::new(),
+        });
+        let mut started = Vec::with_capacity(threads);
+        for _ in 0..threads {
+            progress.state.lock().running += 1;
+            let running = Running(Arc::clone(&progress));
+            let name = "lmcache-prefault".to_owned();
+            let work = move || {
+                let running = running;
+                running.0.work();
+            };
+            match thread::Builder::new().name(name).spawn(work) {
+                Ok(thread) => started.push(thread),
+                Err(error) => progress.fail(format!("a prefault thread did not start: {error}")),
+            }
+        }
+        Self { progress, threads: started }
+    }
+
+    pub(super) fn touched_bytes(&self) -> usize {
+        self.progress.touched_bytes.load(Ordering::Acquire)
+    }
+
+    pub(super) fn error(&self) -> Option<String> {
+        self.progress.state.lock().error.clone()
+    }
+
+    /// Waits for the threads; whether every page was touched.
+    pub(super) fn wait(&self, deadline: Instant) -> bool {
+        let mut state = self.progress.state.lock();
+        while state.running > 0 {
+            if self.progress.ended.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        self.touched_bytes() == self.progress.mapping.len()
+    }
+}
+
+impl Drop for Prefault {
+    fn drop(&mut self) {
+        let threads = mem::take(&mut self.threads);
+        if !self.progress.mapping.owner().is_here() {
+            // The threads stayed in the parent: joining them here would wait for ever.
+            mem::forget(threads);
+            return;
+        }
+        self.progress.stop.store(true, Ordering::Relaxed);
+        for thread in threads {
+            // A panic there was counted as the end of that thread, and its pages are touched on first use.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One running thread: counted down also when it panics or never starts.
+struct Running(Arc<Progress>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.state.lock().running -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
+impl Progress {
+    fn work(&self) {
+        use_every_cpu();
+        while !self.stop.load(Ordering::Relaxed) {
+            let start = self.next.fetch_add(PIECE_BYTES, Ordering::Relaxed);
+            if start >= self.mapping.len() {
+                return;
+            }
+            let piece = start..self.mapping.len().min(start + PIECE_BYTES);
+            if let Err(error) = self.populate(&piece) {
+                self.stop.store(true, Ordering::Relaxed);
+                self.fail(format!("touching bytes {} to {} of the pool: {error}", piece.start, piece.end));
+                return;
+            }
+            self.touched_bytes.fetch_add(piece.len(), Ordering::Release);
+        }
+    }
+
+    fn populate(&self, piece: &Range<usize>) -> io::Result<()> {
+        let mut tries = 0;
+        loop {
+            match self.mapping.populate(piece) {
+                Err(error) if is_transient(&error) && tries < RETRIES_MAX => tries += 1,
+                done => return done,
+            }
+        }
+    }
+
+    /// Keeps the first error: it explains the others.
+    fn fail(&self, message: String) {
+        self.state.lock().error.get_or_insert(message);
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
+}
