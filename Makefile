@@ -30,8 +30,9 @@ test-rust: setup
 	@if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --workspace --exclude lmcache-py; \
 	else \
-		cargo test --workspace --exclude lmcache-py; \
+		cargo test --workspace --exclude lmcache-py --all-targets; \
 	fi
+	@cargo test --quiet --workspace --exclude lmcache-py --doc
 
 .PHONY: test-python  ## Run the tests of the Python package, the connector and the examples.
 test-python: setup model

@@ -1,6 +1,6 @@
 """Answers `import lmcache` with lmcache_rs where no real LMCache is installed."""
 
-# Runs at the start of every Python of the environment: nothing is imported here that Python has not loaded by then.
+# Runs at the start of every Python of the environment: imports nothing that Python has not loaded by then.
 import sys
 
 TYPE_CHECKING = False
@@ -17,7 +17,7 @@ _MODULES = ("lmcache.v1.cache_engine", "lmcache.v1.config", "lmcache.integration
 class _Loader:
     """Makes a module that forwards to the one of the same name in lmcache_rs.
 
-    A module of its own, not the other under a second name: the import system would write the second name's spec into it.
+    A module of its own, not the other under a second name: Python would write the second name's spec into it.
     """
 
     is_lmcache_rs = True
@@ -66,10 +66,11 @@ class _Finder:
         """Ask the finders behind us: an editable installation of a real LMCache may come after."""
         finders = sys.meta_path
         behind = finders[finders.index(self) + 1 :] if self in finders else []
-        found = (
-            finder.find_spec("lmcache", path, target) for finder in behind if hasattr(finder, "find_spec")
-        )
-        return next((spec for spec in found if spec is not None), None)
+        for finder in behind:
+            spec = finder.find_spec("lmcache", path, target) if hasattr(finder, "find_spec") else None
+            if spec is not None:
+                return spec
+        return None
 
 
 def _spec(name: str) -> "ModuleSpec":
@@ -91,7 +92,7 @@ def install() -> None:
 
 
 def is_shim(what: "ModuleSpec | ModuleType | str | None") -> bool:
-    """Tell whether a module, a spec, or what a name would import comes from here and not from a real LMCache."""
+    """Tell whether a module, a spec or what a name would import is from here, not from a real LMCache."""
     if isinstance(what, str):
         from importlib.util import find_spec
 

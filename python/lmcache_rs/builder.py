@@ -32,7 +32,7 @@ _registry = _Registry()
 
 
 def _forget_after_fork() -> None:
-    """Start anew in a forked child: nothing of the parent's is its to close, and its lock may be held for ever."""
+    """Start anew in a forked child: nothing there is its to close, and the lock may be held for ever."""
     global _registry
     _registry = _Registry()
 
@@ -75,13 +75,13 @@ class LMCacheEngineBuilder:
                 known = _registry.engines[instance_id] = (engine_class(config, *args, **kwargs), config)
             elif known[1] != config:
                 raise InvalidArgumentError(
-                    f"instance {instance_id} exists with another configuration; destroy it first or use another name"
+                    f"instance {instance_id} exists with another configuration; destroy it first"
                 )
             return known[0]
 
     @classmethod
     def get(cls, instance_id: str) -> Any:
-        """Return the engine of that name, or what a connector registered under it; None when there is neither."""
+        """Return the engine of that name, or what a connector registered for it; None without either."""
         with _registry.lock:
             if instance_id in _registry.engines:
                 return _registry.engines[instance_id][0]
@@ -102,7 +102,7 @@ class LMCacheEngineBuilder:
             )
             return
         logger.info("Destroying LMCacheEngine instance: %s", instance_id)
-        # Outside the lock: closing may take a while, and calls `unregister`. Newest first, as they build on older.
+        # Outside the lock: closing takes a while. Newest first: they may build on older ones.
         for handle in reversed(closing):
             try:
                 handle.close()

@@ -25,20 +25,23 @@ SECONDS = r"\d+\.\d\d"
 pytestmark = pytest.mark.timeout(600)
 
 
-def run_benefit_script(run_script: RunScript, model: Path, *options: str) -> tuple[str, dict[str, Any]]:
+def run_benefit_script(
+    run_script: RunScript, model: Path, *options: str, in_process: bool = False
+) -> tuple[str, dict[str, Any]]:
     """Its output and its JSON, for 2 prompts of 300 tokens."""
     result = run_script.folder / "result.json"
     output = run_script(
         EXAMPLES / "cpu_offload.py",
         *("--model", model, "--num-prompts", 2, "--num-tokens", 300, "--max-model-len", 512),
         *("--dtype", "float32", "--enforce-eager", "--json", result, *options),
+        in_process=in_process,
     ).stdout
     return output, json.loads(result.read_text())
 
 
 @pytest.mark.vllm
 def test_benefit_script(run_script: RunScript, smollm2: Path) -> None:
-    plain, without = run_benefit_script(run_script, smollm2)
+    plain, without = run_benefit_script(run_script, smollm2, in_process=True)
     cached, with_cache = run_benefit_script(run_script, smollm2, "--enable-lmcache")
 
     for output in (plain, cached):

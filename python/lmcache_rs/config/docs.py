@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the tables: `python -m lmcache_rs.config.docs > docs/configuration.md`."""
+"""The page docs/configuration.md, from the tables: run `python -m lmcache_rs.config.docs` and redirect it."""
 
 import sys
 from collections.abc import Iterable
@@ -52,8 +52,8 @@ _REMOTE = """\
 _REQUEST = """
 ## For one request
 
-In `SamplingParams.extra_args["kv_transfer_params"]`: `lmcache.skip_save` (true stores nothing of this request) and
-`lmcache.tag.NAME` (KV is shared only between requests of equal tags).
+In `SamplingParams.extra_args["kv_transfer_params"]`: `lmcache.skip_save` (true: nothing of this request is
+stored) and `lmcache.tag.NAME` (requests share KV only where their tags are equal).
 """
 
 
@@ -68,13 +68,9 @@ def _default(key: Key) -> str:
         return size_words(key.default) if key.default else "0"
     if isinstance(key.default, bool):
         return str(key.default).lower()
-    return (
-        "{}"
-        if key.default == {}
-        else f"`{key.default}`"
-        if isinstance(key.default, str)
-        else str(key.default)
-    )
+    if isinstance(key.default, str):
+        return f"`{key.default}`"
+    return f"{key.default:g}" if isinstance(key.default, float) else str(key.default)
 
 
 def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -85,7 +81,7 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def _honoured(keys: Iterable[Key]) -> str:
     rows = []
     for key in keys:
-        text = f"{key.text} (LMCache: {key.differs}.)" if key.differs else key.text
+        text = f"{key.text} (LMCache's default: {key.differs}.)" if key.differs else key.text
         rows.append((f"`{key.name}`", key.kind.name, _default(key), f"`{key.variable}`", text))
     return _table(("key", "type", "default", "variable", "what it does"), rows)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from lmcache_rs.config import values as v
 from lmcache_rs.config.keys import Key, Status
 
-_TOKENS = v.integer(0, 2**31 - 1)
+_TOKENS = v.tokens()
 
 
 class Notice(NamedTuple):
@@ -40,7 +40,7 @@ class Config:
 
     chunk_size: int = _key(
         256,
-        v.integer(1, 2**31 - 1),
+        v.tokens(1),
         "Tokens in a chunk, the unit of disk and Redis objects. Hits in RAM end at any block.",
     )
     local_cpu: bool = _key(True, v.boolean(), "Keep KV in RAM. False keeps nothing there.")
@@ -49,7 +49,7 @@ class Config:
         True,
         v.boolean(),
         "Ask for huge pages; where there are none, ordinary pages are used.",
-        differs="False: LMCache's must be reserved by the administrator, ours need not",
+        differs="false, as its pages must be reserved by the administrator; ours need not be",
     )
     reserve_local_cpu_bytes: int = _key(
         0, v.size(zero=True), "RAM to leave free on this machine.", name="reserve_local_cpu_size"
@@ -59,7 +59,7 @@ class Config:
         True,
         v.boolean(),
         "Store the partial last block of a prompt, so that prompts are found to the token.",
-        differs="False: prompts shorter than a chunk would never be found",
+        differs="false, so that prompts shorter than a chunk are never found",
     )
     discard_partial_chunks: bool = _key(False, v.boolean(), "True is the same as `save_unfull_chunk: false`.")
     cache_policy: str = _key(
@@ -76,7 +76,7 @@ class Config:
         True,
         v.boolean(),
         "Load while other requests go on. False loads between two steps.",
-        differs="False: each load holds every other request",
+        differs="false, so that each load holds every other request",
     )
     priority_limit: int | None = _key(
         None, v.optional(v.integer()), "Requests whose priority number is above this are not stored."
@@ -85,7 +85,7 @@ class Config:
         False,
         v.boolean(),
         "Store nothing, from any request.",
-        differs="False; and LMCache takes every value but the empty one for true, 0 as well",
+        differs="false; and LMCache takes every value but the empty one for true, 0 as well",
     )
     lmcache_instance_id: str | None = _key(
         None, v.optional(v.text()), "A name for this engine in lines and metrics."

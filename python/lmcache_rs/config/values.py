@@ -10,6 +10,7 @@ from typing import Any
 GIB = 2**30
 SIZE_MAX = 2**50  # 1 PiB: above that a number of bytes was written where GiB are meant
 _INT_MAX = 2**63 - 1
+_UNLIMITED = 2**31 - 1  # a maximum that is too large to be worth a word
 
 _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
@@ -49,11 +50,16 @@ def boolean() -> Kind:
 
 
 def _range_words(minimum: float | None, maximum: float | None) -> str:
-    if minimum is not None and maximum is not None:
+    if minimum is not None and maximum is not None and maximum < _UNLIMITED:
         return f", {minimum} to {maximum}"
     if minimum is not None:
         return f", {minimum} or more"
-    return "" if maximum is None else f", {maximum} or less"
+    return ""
+
+
+def tokens(minimum: int = 0) -> Kind:
+    """Make the kind for a number of tokens."""
+    return integer(minimum, _UNLIMITED)
 
 
 def integer(minimum: int | None = None, maximum: int | None = None) -> Kind:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lmcache_rs.builder import LMCacheEngineBuilder
 
-__all__ = ["LMCacheEngine", "LMCacheEngineBuilder"]
+__all__ = ["LMCacheEngine", "LMCacheEngineBuilder"]  # noqa: F822 - the first comes from __getattr__
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ use dlpark::python::{ImportedDlpack, from_dlpack};
 use dlpark::tensor::TensorRef;
 use dlpark::{AllocationDeleter, DlpackFlags};
 use lmcache_core::Layer;
-use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::convert::{guard, invalid, to_py};
@@ -97,16 +97,7 @@ fn import(number: usize, tensor: &Bound<'_, PyAny>) -> PyResult<ImportedDlpack> 
         }
         from_dlpack(tensor.call_method0("__dlpack__")?.as_borrowed(), None, None)
     });
-    let imported = imported.map_err(|error| {
-        // numpy refuses read-only arrays this way, and torch what is not plain memory.
-        if error.is_instance_of::<PyBufferError>(py) {
-            return invalid(format!(
-                "KV tensor {number} cannot be shared: {} (is it read-only?)",
-                error.value(py)
-            ));
-        }
-        error
-    })?;
+    let imported = imported.map_err(|error| refusal(py, number, error))?;
     if imported.flags().contains(DlpackFlags::READ_ONLY) {
         return Err(invalid(format!(
             "KV tensor {number} is read-only: loads write into it, give a writable one"
@@ -118,6 +109,25 @@ fn import(number: usize, tensor: &Bound<'_, PyAny>) -> PyResult<ImportedDlpack> 
         )));
     }
     Ok(imported)
+}
+
+/// What a producer raises when it cannot share (numpy: read-only arrays; torch: other devices and layouts) is a wrong
+/// argument; anything else is its own affair.
+fn refusal(py: Python<'_>, number: usize, error: PyErr) -> PyErr {
+    let usual = error.is_instance_of::<PyBufferError>(py)
+        || error.is_instance_of::<PyRuntimeError>(py)
+        || error.is_instance_of::<PyTypeError>(py)
+        || error.is_instance_of::<PyValueError>(py);
+    if !usual {
+        return error;
+    }
+    let said = error.value(py).to_string();
+    let first_line = said.lines().next().unwrap_or_default();
+    let refused = invalid(format!(
+        "KV tensor {number} cannot be shared by DLPack, which needs writable strided memory of the CPU: {first_line}"
+    ));
+    refused.set_cause(py, Some(error));
+    refused
 }
 
 /// Where the blocks of a tensor [blocks, ...] lie.

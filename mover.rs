@@ -1,0 +1,96 @@
+//! `Mover` for Python.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lmcache_core::Direction;
+use pyo3::prelude::*;
+
+use super::convert::{Count, Numbers, Timeout, detached, guard, invalid, to_py};
+use super::host_pool::HostPool;
+use super::kv_layers::KvLayers;
+
+/// What `close` waits when no time is given.
+const CLOSE_DEFAULT: Duration = Duration::from_secs(5);
+
+#[pyclass(frozen, module = "lmcache_rs._core")]
+pub struct Mover {
+    /// Always there, but in drop.
+    mover: Option<lmcache_core::Mover>,
+}
+
+#[pymethods]
+impl Mover {
+    #[new]
+    #[pyo3(signature = (pool, layers, threads = Count(1)))]
+    fn new(py: Python<'_>, pool: &HostPool, layers: &KvLayers, threads: Count<usize>) -> PyResult<Self> {
+        let (pool, layers) = (pool.pool.clone(), Arc::clone(&layers.layers));
+        detached(py, || lmcache_core::Mover::new(pool, layers, threads.0))
+            .map(|mover| Self { mover: Some(mover) })
+    }
+
+    fn copy(&self, py: Python<'_>, direction: &str, rows: Numbers, blocks: Numbers) -> PyResult<u64> {
+        let (mover, direction) = (self.get()?, parse(direction)?);
+        let (rows, blocks) = (rows.0, blocks.0);
+        detached(py, move || mover.copy(direction, &rows, &blocks))
+    }
+
+    fn submit(
+        &self,
+        py: Python<'_>,
+        direction: &str,
+        job: Count<u64>,
+        rows: Numbers,
+        blocks: Numbers,
+    ) -> PyResult<()> {
+        let (mover, direction) = (self.get()?, parse(direction)?);
+        let (rows, blocks) = (rows.0, blocks.0);
+        detached(py, move || mover.submit(direction, job.0, &rows, &blocks))
+    }
+
+    fn poll(&self) -> PyResult<Vec<(u64, i64, f64)>> {
+        guard(|| {
+            let ended = self.get()?.poll().map_err(|error| to_py(&error))?;
+            let bytes = |outcome: &lmcache_core::Outcome| {
+                outcome.bytes.as_ref().ok().and_then(|&bytes| i64::try_from(bytes).ok()).unwrap_or(-1)
+            };
+            Ok(ended.iter().map(|outcome| (outcome.job, bytes(outcome), outcome.seconds)).collect())
+        })
+    }
+
+    fn drain(&self, py: Python<'_>, timeout_s: Timeout) -> PyResult<bool> {
+        let mover = self.get()?;
+        detached(py, || mover.drain(timeout_s.0))
+    }
+
+    #[pyo3(signature = (timeout_s = Timeout(CLOSE_DEFAULT)))]
+    fn close(&self, py: Python<'_>, timeout_s: Timeout) -> PyResult<bool> {
+        let mover = self.get()?;
+        detached(py, || mover.close(timeout_s.0))
+    }
+}
+
+impl Mover {
+    fn get(&self) -> PyResult<&lmcache_core::Mover> {
+        self.mover.as_ref().ok_or_else(|| invalid("this Mover is being dropped"))
+    }
+}
+
+impl Drop for Mover {
+    fn drop(&mut self) {
+        // Waits for threads: without the GIL, which the end of a tensor may need.
+        let mover = self.mover.take();
+        let _ = guard(|| {
+            Python::attach(|py| py.detach(|| drop(mover)));
+            Ok(())
+        });
+    }
+}
+
+fn parse(direction: &str) -> PyResult<Direction> {
+    match direction {
+        "store" => Ok(Direction::Store),
+        "load" => Ok(Direction::Load),
+        other => Err(invalid(format!("direction is {other:?}: \"store\" or \"load\""))),
+    }
+}
