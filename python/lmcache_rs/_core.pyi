@@ -55,6 +55,9 @@ class Index:
 
     def __new__(cls, rows: int) -> Index: ...
     @property
+    def rows(self) -> int:
+        """Rows in use: as constructed, or shrunk."""
+    @property
     def epoch(self) -> int:
         """Changes whenever something becomes visible, is removed or stops being in flight."""
     def match(self, space: KeySpace, hashes: Sequence[bytes], tail: bytes | None = None) -> Match:
@@ -136,6 +139,9 @@ class Reservation:
     def discard(self) -> int:
         """Remove these rows and all descendants, also after commit (their content turned out to be bad). Returns rows
         removed."""
+
+def pool_rows(size_bytes: int, row_bytes: int) -> int:
+    """Rows of `row_bytes` that a `HostPool` of `size_bytes` has; 0 when it would hold none."""
 
 @final
 class HostPool:

@@ -63,7 +63,7 @@ class LMCacheEngineBuilder:
 
     @classmethod
     def get_or_create(cls, instance_id: str, config: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the engine of that name; make it with `LMCacheEngine(config, *args, **kwargs)` at first.
+        """Return the engine of that name; make it with `LMCacheEngine(*args, config=config, **kwargs)` at first.
 
         Raises InvalidArgumentError when it exists with another configuration.
         """
@@ -72,7 +72,7 @@ class LMCacheEngineBuilder:
             if known is None:
                 logger.info("Creating LMCacheEngine instance %s", instance_id)
                 engine_class = importlib.import_module("lmcache_rs.engine").LMCacheEngine
-                known = _registry.engines[instance_id] = (engine_class(config, *args, **kwargs), config)
+                known = _registry.engines[instance_id] = (engine_class(*args, config=config, **kwargs), config)
             elif known[1] != config:
                 raise InvalidArgumentError(
                     f"instance {instance_id} exists with another configuration; destroy it first"

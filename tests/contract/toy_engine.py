@@ -5,6 +5,7 @@ forward checks all cells of the prefix it reads.
 """
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -160,6 +161,8 @@ class ToyEngine:
             self.add(request)
         while self.waiting or self.running or self.loading:
             self.step()
+            if self.loading:
+                time.sleep(1e-3)  # copies have threads of their own
             steps -= 1
             assert steps > 0, "no progress: a request hangs"
 

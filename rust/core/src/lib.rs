@@ -11,4 +11,4 @@ pub use copy::{Direction, KvLayers, Layer, Mover, Outcome};
 pub use error::{Error, ErrorKind, Result};
 pub use index::{Chain, Counters, Hashes, Index, Lease, Match, Reservation, Stats};
 pub use key::{Key, KeySpace, TokenHashes, hash_tokens};
-pub use pool::{HostPool, HostPoolConfig};
+pub use pool::{HostPool, HostPoolConfig, pool_rows};

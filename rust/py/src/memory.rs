@@ -1,6 +1,7 @@
 //! `HostPool`, `KvLayers` and `Mover` for Python.
 
-mod convert;
+pub mod convert;
+pub use convert::to_py;
 mod host_pool;
 mod kv_layers;
 mod mover;
@@ -8,6 +9,7 @@ mod mover;
 use pyo3::prelude::*;
 
 pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(host_pool::pool_rows, module)?)?;
     module.add_class::<host_pool::HostPool>()?;
     module.add_class::<kv_layers::KvLayers>()?;
     module.add_class::<mover::Mover>()

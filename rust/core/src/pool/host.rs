@@ -114,6 +114,15 @@ impl HostPool {
     }
 }
 
+/// Rows of `row_bytes` that a pool of `size_bytes` holds; 0 when it holds none, or a row has no bytes.
+#[must_use]
+pub fn pool_rows(size_bytes: usize, row_bytes: usize) -> usize {
+    match row_bytes.checked_next_multiple_of(ROW_ALIGN_BYTES) {
+        Some(row_stride) if row_stride > 0 => size_bytes / row_stride,
+        _ => 0,
+    }
+}
+
 /// Rows and row stride of a pool, or why there can be none.
 fn geometry(config: &HostPoolConfig) -> Result<(u32, usize)> {
     let invalid = |message: String| Error::new(ErrorKind::InvalidArgument, message);
@@ -133,7 +142,7 @@ fn geometry(config: &HostPoolConfig) -> Result<(u32, usize)> {
              the row's"
         )));
     };
-    let rows = size_bytes / row_stride;
+    let rows = pool_rows(size_bytes, row_bytes);
     let rows = u32::try_from(rows).map_err(|_| {
         invalid(format!("{size_bytes} bytes are {rows} rows of {row_bytes}: a pool has at most {}", u32::MAX))
     })?;

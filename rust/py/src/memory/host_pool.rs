@@ -10,6 +10,11 @@ use pyo3::prelude::*;
 
 use super::convert::{Count, Timeout, detached, guard, to_py};
 
+#[pyfunction]
+pub fn pool_rows(size_bytes: Count<usize>, row_bytes: Count<usize>) -> usize {
+    lmcache_core::pool_rows(size_bytes.0, row_bytes.0)
+}
+
 #[pyclass(frozen, module = "lmcache_rs._core")]
 pub struct HostPool {
     pub(super) pool: lmcache_core::HostPool,
