@@ -31,7 +31,7 @@ class Handle:
 
 
 class FakeEngine(Handle):
-    def __init__(self, config, *args, **kwargs):
+    def __init__(self, *args, config, **kwargs):
         super().__init__()
         self.given = (config, args, kwargs)
 

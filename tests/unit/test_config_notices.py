@@ -74,10 +74,10 @@ def test_old_names_are_known(old):
 
 @pytest.mark.parametrize("key", [*extras.VARIABLES, *extras.FOREIGN_VARIABLES], ids=lambda key: key.name)
 def test_other_variables(key, tmp_path):
-    path = tmp_path / "7"
+    path = tmp_path / "1"
     path.write_text("")
     variable = key.name.replace("*", "X")
-    notices = load_config(environ={variable: str(path) if variable == "LMCACHE_CONFIG_FILE" else "7"}).notices
+    notices = load_config(environ={variable: str(path) if variable == "LMCACHE_CONFIG_FILE" else "1"}).notices
     if key.status is Status.HONOURED or key in extras.FOREIGN_VARIABLES:
         assert notices == ()
     else:

@@ -1,9 +1,6 @@
 """Runs scenarios: the real vLLM engine in a process of its own, with and without the connector."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +9,6 @@ from typing import Any
 import pytest
 
 SCENARIO = Path(__file__).with_name("scenario.py")
-SCENARIO_S_MAX = 240
 
 Steps = list[tuple[str, dict[str, Any]]]
 
@@ -24,14 +20,25 @@ class Run:
     results: list[Any]
     log: str
 
+    def tokens(self, *steps: int) -> list[list[list[int]]]:
+        """Generated tokens of the given steps, of all that generate when none is given."""
+        chosen = steps or [i for i, r in enumerate(self.results) if isinstance(r, dict) and "tokens" in r]
+        return [self.results[i]["tokens"] for i in chosen]
+
+    def cached(self, step: int) -> list[int]:
+        """Tokens that each request of a step did not have to compute."""
+        return list(self.results[step]["cached"])
+
 
 def connector(role: str = "kv_both", name: str = "LMCacheConnectorV1", **extra: Any) -> dict[str, Any]:
-    return {"kv_connector": name, "kv_role": role, "kv_connector_extra_config": extra}
+    """A `kv_transfer_config`; `extra` are settings without their `lmcache.` prefix."""
+    settings = {f"lmcache.{k}": v for k, v in extra.items()}
+    return {"kv_connector": name, "kv_role": role, "kv_connector_extra_config": settings}
 
 
-@pytest.fixture
-def run_scenario(tiny_model: Path) -> Callable[..., Run]:
-    """`run_scenario(steps, connector=..., llm={...}, env={...}, model=...)`."""
+@pytest.fixture(scope="session")
+def run_scenario(tiny_model: Path, run_script: Any) -> Callable[..., Run]:
+    """`run_scenario(steps, connector=..., llm={...}, env={...}, model=..., in_process=True)`."""
 
     def run(
         steps: Steps,
@@ -39,27 +46,13 @@ def run_scenario(tiny_model: Path) -> Callable[..., Run]:
         llm: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
         model: Path | None = None,
+        in_process: bool = True,
     ) -> Run:
         spec = {"model": str(model or tiny_model), "llm": llm or {}, "connector": connector, "steps": steps}
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("LMCACHE_", "VLLM_"))}
-        environment |= {
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "OMP_NUM_THREADS": "1",
-            "LMCACHE_MAX_LOCAL_CPU_SIZE": "64MiB",
-        }
-        done = subprocess.run(
-            [sys.executable, str(SCENARIO)],
-            input=json.dumps(spec),
-            env=environment | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=SCENARIO_S_MAX,
-            check=False,
-        )
-        log = done.stdout + done.stderr
+        settings = {"LMCACHE_MAX_LOCAL_CPU_SIZE": "64MiB"} | (env or {})
+        done = run_script(SCENARIO, json.dumps(spec), env=settings, in_process=in_process)
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
-        assert done.returncode == 0 and lines, f"the engine ended with {done.returncode}:\n{log[-6000:]}"
-        return Run(json.loads(lines[-1].removeprefix("RESULTS ")), log)
+        assert lines, done.stdout[-6000:]
+        return Run(json.loads(lines[-1].removeprefix("RESULTS ")), done.stdout)
 
     return run

@@ -1,16 +1,13 @@
 """Runs one engine through the steps of a scenario, in one process, and prints what came out as JSON.
 
-Reads `{"llm": {...}, "connector": {...} | null, "steps": [[operation, {...}], ...]}` from standard input. Prompts are
-lists of `[seed, tokens]` pieces, so that prompts share prefixes where their pieces do.
+Takes one argument: `{"model": path, "llm": {...}, "connector": {...} | null, "steps": [[operation, {...}], ...]}`.
+Prompts are lists of `[seed, tokens]` pieces, so that prompts share prefixes where their pieces do.
 """
 
 import json
-import os
 import random
 import sys
 from typing import Any
-
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 VOCABULARY = 4096
 
@@ -155,7 +152,7 @@ def worker_side() -> Any:
 
 
 def main() -> None:
-    spec = json.load(sys.stdin)
+    spec = json.loads(sys.argv[1])
     scenario = Scenario(spec["model"], spec.get("llm", {}), spec.get("connector"))
     results = [getattr(scenario, operation)(**arguments) for operation, arguments in spec["steps"]]
     print("RESULTS " + json.dumps(results), flush=True)

@@ -107,6 +107,14 @@ PREFIXED_KEYS: tuple[Key, ...] = (
 # Environment variables that are not the variable of a key.
 VARIABLES: tuple[Key, ...] = (
     Key("LMCACHE_CONFIG_FILE", _T, None, _DONE, "The path of the YAML file."),
+    Key("LMCACHE_RS_DISABLE_PLUGIN", v.boolean(), False, _DONE, "Leave vLLM's connector names alone."),
+    Key(
+        "LMCACHE_RS_OVERRIDE_LMCACHE",
+        v.boolean(),
+        False,
+        _DONE,
+        "Be LMCacheConnectorV1 although a real LMCache is installed.",
+    ),
     Key("LMCACHE_LOG_LEVEL", _T, "INFO", _DONE, "DEBUG, INFO, WARNING, ERROR or CRITICAL."),
     Key("LMCACHE_DISABLE_BANNER", _ANY, None, _IGNORED, "there is no banner"),
     Key("LMCACHE_TRACK_USAGE", _ANY, None, _IGNORED, _SILENT),

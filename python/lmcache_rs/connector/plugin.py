@@ -38,7 +38,7 @@ def register() -> None:
 def real_lmcache_installed() -> bool:
     """Whether `import lmcache` would find LMCache itself, not our compat distribution."""
     spec = importlib.util.find_spec("lmcache")
-    return spec is not None and type(spec.loader).__module__.partition(".")[0] != "lmcache_rs_compat"
+    return spec is not None and not hasattr(spec.loader, "is_lmcache_rs")
 
 
 def _is_set(name: str) -> bool:

@@ -25,7 +25,8 @@ class CpuMover:
     def __init__(self, pool: HostPool, tensors: Sequence[Any], blocks: int, threads: int) -> None:
         self._pool = pool
         self._mover = Mover(pool, KvLayers([as_blocks(t, blocks) for t in tensors]), threads)
-        self._stored: list[tuple[int, int, float]] = []
+        self._ended: list[tuple[int, int, float]] = []
+        self._closed = False
 
     @property
     def rows(self) -> int:
@@ -44,16 +45,20 @@ class CpuMover:
         """Store now; the result comes with the next poll."""
         began = time.perf_counter()
         moved = self._mover.copy("store", rows, blocks)
-        self._stored.append((job, moved, time.perf_counter() - began))
+        self._ended.append((job, moved, time.perf_counter() - began))
 
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs that ended since the last call: (job, bytes or -1, seconds)."""
-        stored, self._stored = self._stored, []
-        return stored + self._mover.poll()
+        ended, self._ended = self._ended, []
+        return ended if self._closed else ended + self._mover.poll()
 
     def close(self) -> None:
-        """End the copies and their threads."""
-        self._mover.close(CLOSE_S_MAX)
+        """End the copies and their threads; what ended until then can still be polled. Safe twice."""
+        if not self._closed:
+            self._mover.drain(CLOSE_S_MAX)
+            self._ended += self._mover.poll()
+            self._closed = True
+            self._mover.close(0)
 
 
 def as_blocks(tensor: Any, blocks: int) -> Any:
