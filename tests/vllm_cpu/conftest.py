@@ -2,41 +2,16 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm_scenarios import Run, Steps
 
 SCENARIO = Path(__file__).with_name("scenario.py")
 
-Steps = list[tuple[str, dict[str, Any]]]
 
-
-@dataclass
-class Run:
-    """What a scenario returned, step by step, and what it logged."""
-
-    results: list[Any]
-    log: str
-
-    def tokens(self, *steps: int) -> list[list[list[int]]]:
-        """Generated tokens of the given steps, of all that generate when none is given."""
-        chosen = steps or [i for i, r in enumerate(self.results) if isinstance(r, dict) and "tokens" in r]
-        return [self.results[i]["tokens"] for i in chosen]
-
-    def cached(self, step: int) -> list[int]:
-        """Tokens that each request of a step did not have to compute."""
-        return list(self.results[step]["cached"])
-
-
-def connector(role: str = "kv_both", name: str = "LMCacheConnectorV1", **extra: Any) -> dict[str, Any]:
-    """A `kv_transfer_config`; `extra` are settings without their `lmcache.` prefix."""
-    settings = {f"lmcache.{k}": v for k, v in extra.items()}
-    return {"kv_connector": name, "kv_role": role, "kv_connector_extra_config": settings}
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture
 def run_scenario(tiny_model: Path, run_script: Any) -> Callable[..., Run]:
     """`run_scenario(steps, connector=..., llm={...}, env={...}, model=..., in_process=True)`."""
 
@@ -56,3 +31,27 @@ def run_scenario(tiny_model: Path, run_script: Any) -> Callable[..., Run]:
         return Run(json.loads(lines[-1].removeprefix("RESULTS ")), done.stdout)
 
     return run
+
+
+_BASELINES: dict[str, Run] = {}
+
+
+@pytest.fixture
+def baseline(run_scenario: Callable[..., Run]) -> Callable[..., Run]:
+    """The same steps without a connector; run once for equal steps and options."""
+
+    def run(steps: Steps, **options: Any) -> Run:
+        plain = [(name, arguments) for name, arguments in steps if name in ("generate", "abort")]
+        key = json.dumps([plain, options], sort_keys=True, default=str)
+        if key not in _BASELINES:
+            _BASELINES[key] = run_scenario(plain, **options)
+        return _BASELINES[key]
+
+    return run
+
+
+@pytest.fixture
+def hybrid_model(tmp_path: Path, run_script: Any) -> Path:
+    """A model with several KV cache groups."""
+    run_script(Path(__file__).with_name("hybrid_model.py"), tmp_path / "hybrid")
+    return tmp_path / "hybrid"

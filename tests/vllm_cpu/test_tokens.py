@@ -1,0 +1,138 @@
+"""With the cache the engine gives the tokens that it gives without, whatever happens to its requests.
+
+Float32, and weights whose output depends on the KV: see `test_swapped_rows_change_the_tokens`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from vllm_scenarios import Run, Steps, connector, generate
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+SHORT, EXACT, LONG = [[1, 300]], [[2, 256]], [[3, 3000]]
+EXTENDED = [[3, 2560], [4, 200]]
+BATCH = [[[10 + i, 600]] for i in range(6)]
+MANY = [[[30 + i, 900]] for i in range(8)]
+TINY = [[[50 + i, 31 + i]] for i in range(8)]
+
+LIFE: Steps = [
+    generate(SHORT),
+    generate(SHORT),
+    generate(EXACT),
+    generate(EXACT),
+    generate(LONG),
+    generate(LONG),
+    generate(EXTENDED),
+    generate(*BATCH),
+    generate(*BATCH),
+    generate(*TINY),
+    generate(*TINY, SHORT, LONG),
+    generate(*MANY, max_tokens=200),
+    generate(*MANY, max_tokens=200),
+    generate(SHORT, *BATCH, EXTENDED),
+]
+HITS = {1: [299], 3: [255], 5: [2999], 6: [2560]}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "prefix caching": {"llm": {"enable_prefix_caching": True}},
+    "synchronous": {"extra": {"enable_async_loading": False}},
+    "asynchronous": {"extra": {"sync_load_max_size": 0}},
+    "asynchronous, prefix caching": {"extra": {"sync_load_max_size": 0}, "llm": {"enable_prefix_caching": True}},
+    "generated tokens": {"extra": {"save_decode_cache": True}},
+    "generated tokens, prefix caching": {
+        "extra": {"save_decode_cache": True},
+        "llm": {"enable_prefix_caching": True},
+    },
+    "a pool that is too small": {"env": {"LMCACHE_MAX_LOCAL_CPU_SIZE": "8MiB"}},
+    "large blocks": {"llm": {"block_size": 128, "kv_cache_memory_bytes": 68 * 128 * 4096}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_life_of_requests(
+    variant: str, run_scenario: Callable[..., Run], baseline: Callable[..., Run]
+) -> None:
+    options = dict(VARIANTS[variant])
+    cache = connector(**options.pop("extra", {}))
+    run = run_scenario([*LIFE, ("stats", {})], connector=cache, **options)
+    assert run.tokens() == baseline(LIFE).tokens()
+    stats = run.results[-1]
+    assert stats["leases"] == stats["reserved"] == stats["leaving"] == 0
+    assert stats["free"] + stats["visible"] == stats["rows"]
+    assert not [name for name in stats if name.startswith("errors")], stats
+    assert "preempt" in variant or stats["loads"] > 0
+    if variant in ("default", "synchronous", "large blocks"):
+        assert {step: run.cached(step) for step in HITS} == HITS
+
+
+def test_swapped_rows_change_the_tokens(run_scenario: Callable[..., Run]) -> None:
+    """The negative control: if this passes with equal tokens, no other test here proves anything."""
+    steps = [generate(LONG), ("shift_rows", {}), generate(LONG)]
+    run = run_scenario(steps, connector=connector())
+    assert run.cached(2) == [2999]
+    first, second = run.tokens()
+    assert first != second
+
+
+ABORTS: Steps = [
+    generate(LONG),
+    ("abort", {"prompt": LONG, "after": 0}),
+    ("abort", {"prompt": LONG, "after": 1, "hold_loads": True}),
+    ("abort", {"prompt": LONG, "after": 8}),
+    generate(LONG),
+    ("abort", {"prompt": [[7, 3000]], "after": 2}),
+    generate([[7, 3000]]),
+    generate([[7, 3000]], LONG),
+]
+
+
+@pytest.mark.parametrize("extra", [{"enable_async_loading": False}, {"sync_load_max_size": 0, "force_async": True}])
+def test_aborts_before_during_and_after_a_load(
+    extra: dict[str, Any], run_scenario: Callable[..., Run], baseline: Callable[..., Run]
+) -> None:
+    asynchronous = extra.pop("force_async", False)
+    run = run_scenario([*ABORTS, ("stats", {})], connector=connector(**extra))
+    assert run.tokens() == baseline(ABORTS).tokens()
+    assert run.results[2]["loading"] == int(asynchronous), "the abort met the load in flight"
+    stats = run.results[-1]
+    assert stats["leases"] == stats["reserved"] == 0
+
+
+@pytest.mark.parametrize("extra", [{"enable_async_loading": False}, {"sync_load_max_size": 0}])
+@pytest.mark.parametrize("caching", [False, True])
+def test_failed_loads_are_computed(
+    extra: dict[str, Any], caching: bool, run_scenario: Callable[..., Run], baseline: Callable[..., Run]
+) -> None:
+    steps: Steps = [
+        generate(LONG),
+        generate(*BATCH),
+        ("fail_loads", {"count": 2}),
+        generate(LONG, *BATCH),
+        generate(LONG, *BATCH),
+    ]
+    run = run_scenario(
+        [*steps, ("stats", {})], connector=connector(**extra), llm={"enable_prefix_caching": caching}
+    )
+    assert run.tokens() == baseline(steps).tokens()
+    stats = run.results[-1]
+    assert caching or stats["failed_loads"] == 2
+    assert stats["leases"] == stats["reserved"] == 0
+
+
+def test_multi_connector(run_scenario: Callable[..., Run], baseline: Callable[..., Run]) -> None:
+    steps: Steps = [generate(LONG), generate(LONG), generate(*BATCH), generate(*BATCH)]
+    multi = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {
+            "connectors": [connector(), connector(name="LMCacheRsConnector", max_local_cpu_size="4MiB")]
+        },
+    }
+    run = run_scenario(steps, connector=multi)
+    assert run.tokens() == baseline(steps).tokens()
+    assert run.cached(1) == [2999]
+    assert run.log.count("kv_load_failure_policy from the outer") == 2

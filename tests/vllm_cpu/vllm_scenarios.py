@@ -1,0 +1,35 @@
+"""What the tests of the real engine are made of: steps, connectors, and what a run returned."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Step = tuple[str, dict[str, Any]]
+Steps = list[Step]
+
+
+def generate(*prompts: Any, **options: Any) -> Step:
+    """Generate for all prompts at once; a prompt is a list of `[seed, tokens]` pieces."""
+    return ("generate", {"prompts": list(prompts), **options})
+
+
+@dataclass
+class Run:
+    """What a scenario returned, step by step, and what it logged."""
+
+    results: list[Any]
+    log: str
+
+    def tokens(self, *steps: int) -> list[list[list[int]]]:
+        """Generated tokens of the given steps, of all that generate when none is given."""
+        chosen = steps or [i for i, r in enumerate(self.results) if isinstance(r, dict) and "tokens" in r]
+        return [self.results[i]["tokens"] for i in chosen]
+
+    def cached(self, step: int) -> list[int]:
+        """Tokens that each request of a step did not have to compute."""
+        return list(self.results[step]["cached"])
+
+
+def connector(role: str = "kv_both", name: str = "LMCacheConnectorV1", **extra: Any) -> dict[str, Any]:
+    """A `kv_transfer_config`; `extra` are settings without their `lmcache.` prefix."""
+    settings = {f"lmcache.{k}": v for k, v in extra.items()}
+    return {"kv_connector": name, "kv_role": role, "kv_connector_extra_config": settings}
