@@ -193,7 +193,7 @@ impl Mover {
 impl Drop for Mover {
     fn drop(&mut self) {
         if self.close(DROP_LIMIT).is_err() {
-            // In a forked child there are no threads to join; waiting for them would not end.
+            // In a forked child there are no threads to join.
             mem::forget(mem::take(self.threads.get_mut()));
         }
     }

@@ -167,12 +167,20 @@ mod tests {
     #[test]
     fn touching_gives_memory_to_every_page_and_keeps_what_is_there() {
         let mapping = Mapping::new(9 << 20, false).expect("memory");
-        // SAFETY: inside of the mapping; nobody else uses it.
-        unsafe { mapping.base().as_ptr().add(PAGE_BYTES).write(7) };
+        let pages = mapping.len() / PAGE_BYTES;
+        // Every second page has content, of every value.
+        let content = |page: usize| u8::try_from(page / 2 % 256).expect("a byte");
+        for page in (0..pages).step_by(2) {
+            // SAFETY: inside of the mapping; nobody else uses it.
+            unsafe { mapping.base().as_ptr().add(page * PAGE_BYTES).write(content(page)) };
+        }
         mapping.touch(&(0..mapping.len()));
         assert!(resident_bytes(&mapping) >= mapping.len(), "{} bytes", resident_bytes(&mapping));
-        // SAFETY: as above.
-        assert_eq!(unsafe { mapping.base().as_ptr().add(PAGE_BYTES).read() }, 7);
+        for page in 0..pages {
+            // SAFETY: as above.
+            let byte = unsafe { mapping.base().as_ptr().add(page * PAGE_BYTES).read() };
+            assert_eq!(byte, if page % 2 == 0 { content(page) } else { 0 });
+        }
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Drop for Prefault {
     fn drop(&mut self) {
         let threads = mem::take(&mut self.threads);
         if !self.progress.mapping.owner().is_here() {
-            // The threads stayed in the parent: joining them here would wait for ever.
+            // The threads stayed in the parent: what joining them here does, no standard says.
             mem::forget(threads);
             return;
         }
@@ -152,4 +152,19 @@ impl Progress {
 
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropping_stops_the_threads() {
+        let mapping = Arc::new(Mapping::new(4 << 30, true).expect("address space"));
+        let prefault = Prefault::start(&mapping, 2);
+        let progress = Arc::clone(&prefault.progress);
+        drop(prefault);
+        assert_eq!(progress.state.lock().running, 0);
+        assert!(progress.touched_bytes.load(Ordering::Acquire) < mapping.len());
+    }
 }
