@@ -173,7 +173,7 @@ def install_wheel(env: Environment) -> None:
     if shutil.which("cargo") is None:
         cargo_bin = Path.home() / ".cargo" / "bin"
         if not (cargo_bin / "cargo").exists():
-            raise CommandError("cargo was not found: install a Rust toolchain, 1.85 or newer, and try again")
+            raise CommandError("cargo was not found: install a Rust toolchain, 1.88 or newer, and try again")
         variables["PATH"] = f"{cargo_bin}{os.pathsep}{variables.get('PATH', '')}"
     with tempfile.TemporaryDirectory() as folder:
         build = (env.python, "-m", "maturin", "build", "--release", "--locked", "--interpreter", env.python)
