@@ -38,22 +38,13 @@ pub struct Model {
     pub nodes: BTreeMap<Id, Node>,
     pub limit: usize,
     pub evictions: u64,
-    /// The path that was evicted last, for a test that reads victims.
-    pub last_victim: Vec<u8>,
     next_id: Id,
     now: u64,
 }
 
 impl Model {
     pub fn new(rows: usize) -> Self {
-        Self {
-            nodes: BTreeMap::new(),
-            limit: rows,
-            evictions: 0,
-            last_victim: Vec::new(),
-            next_id: 0,
-            now: 0,
-        }
+        Self { nodes: BTreeMap::new(), limit: rows, evictions: 0, next_id: 0, now: 0 }
     }
 
     fn indexed(&self, path: &[u8]) -> Option<Id> {
@@ -132,7 +123,6 @@ impl Model {
             if let Some(parent) = victim.parent.and_then(|id| self.nodes.get_mut(&id)) {
                 parent.last_use = parent.last_use.max(victim.last_use);
             }
-            self.last_victim = victim.path;
         }
         let given = wanted.min(self.free());
         (first, given, wanted - given)
