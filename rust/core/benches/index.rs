@@ -60,6 +60,17 @@ fn lookups(criterion: &mut Criterion) {
             });
         });
     }
+    // As in service: each prompt was asked for long ago, and little of it is still in the core's caches.
+    let others: Vec<_> =
+        (0..200).map(|number| prompt(u64::MAX - ROWS as u64 / 1024 + 1 + number, 1024)).collect();
+    let others: Vec<_> = others.iter().map(|hashes| slices(hashes)).collect();
+    let mut turn = others.iter().cycle();
+    group.bench_function("hit of 1024 blocks, 200 prompts in turn", |bencher| {
+        bencher.iter(|| {
+            let hashes = turn.next().expect("endless");
+            index.lookup(&Hashes { space: &space, hashes }).expect("lookup").blocks()
+        });
+    });
     group.finish();
 }
 

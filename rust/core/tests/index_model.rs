@@ -1,5 +1,7 @@
 //! The index does what a simple oracle does, whatever is done to it in whatever order.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod model;
 
 use lmcache_core::{Index, Key, KeySpace, Lease, Match, Reservation};

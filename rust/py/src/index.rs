@@ -10,7 +10,7 @@
 
 use lmcache_core as core;
 use lmcache_core::{Chain, Error, ErrorKind, Hashes, Key};
-use pyo3::buffer::PyBuffer;
+use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
@@ -46,20 +46,25 @@ fn row_bytes<'py>(py: Python<'py>, rows: &[u32]) -> PyResult<Bound<'py, PyBytes>
 /// Unsigned 32-bit integers from a buffer of format "I", or from `bytes` of that layout.
 fn integers(argument: &Bound<'_, PyAny>, name: &str) -> PyResult<Vec<u32>> {
     if let Ok(bytes) = argument.cast::<PyBytes>() {
-        let (integers, rest) = bytes.as_bytes().as_chunks::<4>();
-        if !rest.is_empty() {
-            let length = bytes.as_bytes().len();
+        let length = bytes.as_bytes().len();
+        if length % size_of::<u32>() != 0 {
             let message = format!("{name} has {length} bytes, which are no whole 32-bit integers");
             return Err(InvalidArgumentError::new_err(message));
         }
-        return Ok(integers.iter().copied().map(u32::from_ne_bytes).collect());
+        let integers = bytes.as_bytes().chunks_exact(size_of::<u32>());
+        return Ok(integers.map(|x| u32::from_ne_bytes([x[0], x[1], x[2], x[3]])).collect());
     }
     let invalid = |why: &str| {
         InvalidArgumentError::new_err(format!(
             "{name}: {why}; pass numpy.uint32, array.array(\"I\") or bytes"
         ))
     };
-    let buffer = PyBuffer::<u32>::get(argument).map_err(|error| invalid(&error.to_string()))?;
+    let buffer = PyUntypedBuffer::get(argument).map_err(|error| invalid(&error.to_string()))?;
+    // `PyBuffer` insists on alignment, which an empty `array.array` has no reason to have.
+    if buffer.item_count() == 0 && u32::is_compatible_format(buffer.format()) {
+        return Ok(Vec::new());
+    }
+    let buffer: PyBuffer<u32> = buffer.into_typed().map_err(|error| invalid(&error.to_string()))?;
     if buffer.dimensions() != 1 || !buffer.is_c_contiguous() {
         return Err(invalid("not a one-dimensional contiguous buffer"));
     }
@@ -198,7 +203,7 @@ impl Index {
         } else {
             let hashes = (0..blocks).map(|at| chain.hash(at));
             let hashes = guarded(|| hashes.collect::<core::Result<Vec<_>>>())?;
-            let hashes: Vec<&[u8]> = hashes.iter().map(|hash| hash.as_bytes()).collect();
+            let hashes: Vec<&[u8]> = hashes.iter().map(PyBytesMethods::as_bytes).collect();
             py.detach(|| guarded(|| self.0.reserve(&Hashes { space: &space.0, hashes: &hashes })))?
         };
         Ok(Reservation { taken, full })
