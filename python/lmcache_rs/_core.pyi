@@ -78,9 +78,10 @@ class Index:
     def stats(self) -> dict[str, int]:
         """Gauges and counters.
 
-        Gauges (rows): rows, free, visible, reserved, leaving, leases. Counters since construction: lookups, hits,
-        committed, aborted, evictions, removed, dropped (keys that found no row), mismatches (a key found under another
-        parent).
+        Gauges (rows): rows, free, visible, reserved, leaving, leases. Counters since construction: lookups (calls of
+        match), hits (those that found something), committed, aborted, evictions, removed (rows discarded, cleared or
+        beyond a smaller limit), dropped (keys that found no row), mismatches (calls that name a key which is held under
+        another parent: nothing is found, and nothing reserved from there on).
         """
 
 @final
@@ -105,12 +106,13 @@ class Lease:
     """A guard over a matched prefix: its rows neither leave nor change. Dropping it releases it."""
 
     def __len__(self) -> int:
-        """Rows under the lease: full blocks, plus one for a tail."""
+        """Rows under the lease: full blocks, plus one for a tail. 0 once it is released."""
     def rows(self, first: int = 0) -> bytes:
-        """Rows of blocks `first` to the end, in prefix order, as unsigned 32-bit integers."""
+        """Rows of blocks `first` to the end, in prefix order, as unsigned 32-bit integers. Raises ClosedError once the
+        lease is released: the rows may hold anything then."""
     def discard(self, first: int) -> int:
         """Remove the row at position `first`, what follows, and every other descendant, from the index (their
-        content is bad). Returns rows removed. The lease itself stays until released."""
+        content is bad). Returns rows removed. The lease itself stays until released; after that, ClosedError."""
     def release(self) -> None:
         """Idempotent."""
 
@@ -120,7 +122,8 @@ class Reservation:
 
     @property
     def first(self) -> int:
-        """Position in the chain of the first row reserved here: what was there already comes before."""
+        """Position in the chain of the first row reserved here: what was there already, a tail included, comes
+        before."""
     @property
     def rows(self) -> bytes:
         """The rows reserved, in chain order, as unsigned 32-bit integers; a reserved tail is the last."""
@@ -138,7 +141,7 @@ class Reservation:
         """The bytes are not there: forget the rows and all that was reserved on top. Returns rows forgotten."""
     def discard(self) -> int:
         """Remove these rows and all descendants, also after commit (their content turned out to be bad). Returns rows
-        removed."""
+        removed. Before commit or abort the rows stay this reservation's, and are not reused until then."""
 
 def pool_rows(size_bytes: int, row_bytes: int) -> int:
     """Rows of `row_bytes` that a `HostPool` of `size_bytes` has; 0 when it would hold none."""

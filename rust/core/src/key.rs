@@ -97,6 +97,7 @@ pub fn hash_tokens(root: &[u8], tokens: &[u32], block_size: usize) -> Result<Tok
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use proptest::prelude::*;
 

@@ -1,5 +1,9 @@
-//! The exception tree, and how an error of the core becomes one of its members.
+//! The exception tree, and how an error or a panic of the core becomes one of its members.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use lmcache_core::{Error, ErrorKind};
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -21,7 +25,7 @@ create_exception!(
     lmcache_rs,
     ClosedError,
     LMCacheRsError,
-    "The object was closed, or belongs to another process."
+    "The object was closed, or belongs to another process (after a fork)."
 );
 create_exception!(
     lmcache_rs,
@@ -37,4 +41,44 @@ pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("OutOfMemoryError", py.get_type::<OutOfMemoryError>())?;
     module.add("ClosedError", py.get_type::<ClosedError>())?;
     module.add("InternalError", py.get_type::<InternalError>())
+}
+
+/// The exception of an error of the core.
+pub fn to_python(error: &Error) -> PyErr {
+    let message = error.to_string();
+    match error.kind() {
+        ErrorKind::InvalidArgument => InvalidArgumentError::new_err(message),
+        ErrorKind::OutOfMemory => OutOfMemoryError::new_err(message),
+        ErrorKind::Closed => ClosedError::new_err(message),
+        ErrorKind::Internal => InternalError::new_err(message),
+    }
+}
+
+/// Runs a call of the core. A panic becomes an `InternalError`: pyo3 would make it a `PanicException`, which is no
+/// `Exception`, passes every barrier of the connector and ends the engine.
+pub fn guarded<T>(work: impl FnOnce() -> lmcache_core::Result<T>) -> PyResult<T> {
+    // What a panic may leave half-done is the core's affair: an index refuses to be used afterwards.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| to_python(&error)),
+        Err(panic) => Err(InternalError::new_err(format!("panic: {}", panic_message(panic.as_ref())))),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("(no message)")
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_keeps_its_message() {
+        let message = |work: fn()| panic_message(catch_unwind(work).unwrap_err().as_ref()).to_owned();
+        assert_eq!(message(|| panic!("fixed")), "fixed");
+        assert_eq!(message(|| panic!("made of {}", 2)), "made of 2");
+        assert_eq!(message(|| std::panic::panic_any(1)), "(no message)");
+    }
 }

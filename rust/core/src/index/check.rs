@@ -85,13 +85,13 @@ impl Table {
     }
 
     fn check_totals(&self) -> Result<()> {
+        use RowState::{Free, Leaving, Reserved, Visible, Written};
         let ensure = |holds, rule| ensure(holds, self.rows.len(), rule);
         let leases: u64 = self.rows.iter().map(|entry| u64::from(entry.leases)).sum();
         ensure(leases == self.leases, "(all) leases are not as many as were made")?;
         let indexed = self.rows.iter().filter(|entry| entry.state.is_indexed()).count();
         ensure(indexed == self.keys.len(), "(all) keys are not as many as rows")?;
         let counted = |state| self.rows.iter().filter(|entry| entry.state == state).count() as u64;
-        use RowState::{Free, Leaving, Reserved, Visible, Written};
         let right = [Free, Reserved, Written, Visible, Leaving]
             .map(|state| counted(state) == self.rows_in_state[state as usize]);
         ensure(!right.contains(&false), "(all) states are miscounted")

@@ -154,9 +154,9 @@ impl Table {
 /// Where a key goes in the table of keys. Keys are uniform already; the folded product with random seeds keeps whoever
 /// can choose prompts from choosing keys that collide here.
 fn slot_hash(seeds: [u64; 2], key: &Key) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *key.as_bytes();
-    let word = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-    let product = u128::from(word ^ seeds[0]) * u128::from(seeds[1]);
+    let mut word = [0; 8];
+    word.copy_from_slice(&key.as_bytes()[..8]);
+    let product = u128::from(u64::from_le_bytes(word) ^ seeds[0]) * u128::from(seeds[1]);
     #[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
     let folded = (product as u64) ^ ((product >> 64) as u64);
     folded

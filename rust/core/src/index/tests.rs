@@ -1,5 +1,7 @@
 //! Single behaviours of the index, one a test; `tests/index_model.rs` checks them all together.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use super::*;
 use crate::key::{Key, KeySpace};
 

@@ -38,22 +38,17 @@ pub struct Model {
     pub nodes: BTreeMap<Id, Node>,
     pub limit: usize,
     pub evictions: u64,
-    /// The path that was evicted last, for a test that reads victims.
-    pub last_victim: Vec<u8>,
     next_id: Id,
     now: u64,
 }
 
 impl Model {
     pub fn new(rows: usize) -> Self {
-        Self {
-            nodes: BTreeMap::new(),
-            limit: rows,
-            evictions: 0,
-            last_victim: Vec::new(),
-            next_id: 0,
-            now: 0,
-        }
+        Self { nodes: BTreeMap::new(), limit: rows, evictions: 0, next_id: 0, now: 0 }
+    }
+
+    fn node(&mut self, id: Id) -> &mut Node {
+        self.nodes.get_mut(&id).unwrap()
     }
 
     fn indexed(&self, path: &[u8]) -> Option<Id> {
@@ -79,7 +74,7 @@ impl Model {
 
     fn touch(&mut self, id: Id) {
         self.now += 1;
-        self.nodes.get_mut(&id).unwrap().last_use = self.now;
+        self.node(id).last_use = self.now;
     }
 
     fn is_idle_leaf(&self, id: Id) -> bool {
@@ -132,7 +127,6 @@ impl Model {
             if let Some(parent) = victim.parent.and_then(|id| self.nodes.get_mut(&id)) {
                 parent.last_use = parent.last_use.max(victim.last_use);
             }
-            self.last_victim = victim.path;
         }
         let given = wanted.min(self.free());
         (first, given, wanted - given)
@@ -162,7 +156,7 @@ impl Model {
         self.end_writing(ids);
         for &id in &wanted {
             let parent = self.nodes[&id].parent;
-            self.nodes.get_mut(&id).unwrap().state = State::Written;
+            self.node(id).state = State::Written;
             if parent.is_none_or(|id| self.nodes[&id].state == State::Visible) {
                 self.reveal(id);
             }
@@ -171,7 +165,7 @@ impl Model {
     }
 
     fn reveal(&mut self, id: Id) {
-        self.nodes.get_mut(&id).unwrap().state = State::Visible;
+        self.node(id).state = State::Visible;
         let children = self.children(id);
         if children.is_empty() {
             self.touch(id);
@@ -191,7 +185,7 @@ impl Model {
 
     fn end_writing(&mut self, ids: &[Id]) {
         for id in ids {
-            self.nodes.get_mut(id).unwrap().writing = false;
+            self.node(*id).writing = false;
         }
         for id in ids.iter().rev() {
             self.free_if_unused(*id);
@@ -203,7 +197,7 @@ impl Model {
         if self.nodes.get(&id).is_none_or(|node| node.state == State::Leaving) {
             return 0;
         }
-        self.nodes.get_mut(&id).unwrap().state = State::Leaving;
+        self.node(id).state = State::Leaving;
         let children = self.children(id);
         let removed = 1 + children.into_iter().map(|child| self.remove(child)).sum::<u64>();
         self.free_if_unused(id);
@@ -242,7 +236,7 @@ impl Model {
     }
 
     pub fn release(&mut self, id: Id) {
-        let node = self.nodes.get_mut(&id).unwrap();
+        let node = self.node(id);
         node.leases -= 1;
         if node.leases == 0 && node.state == State::Visible {
             self.touch(id);

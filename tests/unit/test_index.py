@@ -1,0 +1,250 @@
+"""The index as Python sees it: conversions, errors, threads. What it does is tested in Rust."""
+
+import array
+import gc
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from lmcache_rs import _core
+from lmcache_rs._core import Index, KeySpace, hash_tokens
+
+SPACE = KeySpace("sha256", tags=[("user", "a")])
+TAIL = b"the tail"
+
+
+def prompt(name: object, blocks: int) -> list[bytes]:
+    return [hashlib.sha256(f"{name} {block}".encode()).digest() for block in range(blocks)]
+
+
+def rows_of(data: bytes) -> list[int]:
+    return list(memoryview(data).cast("I"))
+
+
+def store(index: Index, hashes: Sequence[bytes], tail: bytes | None = None) -> list[int]:
+    reservation = index.reserve(SPACE, hashes, tail)
+    assert reservation.commit() == len(reservation)
+    return rows_of(reservation.rows)
+
+
+def test_key_spaces_differ_in_every_field_and_not_in_the_order_of_tags() -> None:
+    tags = [("a", "1"), ("b", "2")]
+    spaces = [
+        KeySpace("sha256"),
+        KeySpace("sha256", 1),
+        KeySpace("xxhash"),
+        KeySpace("sha256", tags=tags),
+        KeySpace("sha256", tags=(("a", "1"), ("b", "3"))),
+    ]
+    keys = {space.key(b"hash") for space in spaces}
+    assert len(keys) == len(spaces)
+    assert all(len(key) == 32 for key in keys)
+    assert KeySpace("sha256", 0, tags[::-1]).key(b"hash") == spaces[3].key(b"hash")
+
+
+def test_tokens_hash_alike_from_any_buffer() -> None:
+    tokens = [1, 2, 3, 4, 2**32 - 1]
+    blocks, tail = hash_tokens(b"model", array.array("I", tokens), 2)
+    assert (len(blocks), len(blocks[0]), len(tail or b"")) == (2, 32, 32)
+    assert hash_tokens(b"model", np.array(tokens, np.uint32), 2) == (blocks, tail)
+    assert hash_tokens(b"model", np.array(tokens, np.uint32).tobytes(), 2) == (blocks, tail)
+    assert hash_tokens(b"model", array.array("I", tokens[:4]), 2) == (blocks, None)
+    assert hash_tokens(b"", array.array("I"), 2) == ([], None)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [b"12345", np.zeros(3, np.int64), np.zeros((2, 2), np.uint32), np.zeros(6, np.uint32)[::2], [1, 2]],
+)
+def test_other_tokens_are_refused(tokens: object) -> None:
+    with pytest.raises(_core.InvalidArgumentError, match="tokens"):
+        hash_tokens(b"", tokens, 2)  # type: ignore[arg-type]
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(_core.InvalidArgumentError, match="block_size"):
+        hash_tokens(b"", b"", 0)
+    for rows in (0, 2**32):
+        with pytest.raises(_core.InvalidArgumentError, match="rows"):
+            Index(rows)
+    index = Index(4)
+    with pytest.raises(_core.InvalidArgumentError, match="list nor a tuple"):
+        index.match(SPACE, iter([b""]))  # type: ignore[arg-type]
+    for call in (index.match, index.reserve):
+        with pytest.raises(_core.InvalidArgumentError, match=r"hashes\[0\] is not bytes"):
+            call(SPACE, ["text", b""])  # type: ignore[list-item]
+    many = [*prompt("x", 99), 1]
+    with pytest.raises(_core.InvalidArgumentError, match=r"hashes\[99\] is not bytes"):
+        Index(200).reserve(SPACE, many)  # type: ignore[arg-type]
+    assert issubclass(_core.InvalidArgumentError, _core.LMCacheRsError)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("blocks", [3, 300])
+def test_what_was_stored_is_found(kind: Callable[[list[bytes]], Sequence[bytes]], blocks: int) -> None:
+    index = Index(400)
+    hashes = kind(prompt("a", blocks))
+    reservation = index.reserve(SPACE, hashes)
+    assert (reservation.first, len(reservation)) == (0, blocks)
+    assert (reservation.tail, reservation.dropped) == (False, 0)
+    found = index.match(SPACE, hashes)
+    assert (found.blocks, found.pending, found.lease()) == (0, True, None)
+    epoch = index.epoch
+    assert (reservation.commit(), reservation.commit(), reservation.abort()) == (blocks, 0, 0)
+    assert index.epoch != epoch
+    found = index.match(SPACE, hashes)
+    assert (found.blocks, found.tail, found.pending) == (blocks, False, False)
+    assert index.match(KeySpace("other"), hashes).blocks == 0
+    lease = found.lease()
+    assert lease is not None
+    assert (len(lease), lease.rows(), lease.rows(blocks)) == (blocks, reservation.rows, b"")
+    assert rows_of(lease.rows(blocks - 1)) == [blocks - 1]
+    lease.release()
+    lease.release()
+    assert len(lease) == 0
+    with pytest.raises(_core.ClosedError):
+        lease.rows()
+    with pytest.raises(_core.ClosedError):
+        lease.discard(0)
+
+
+def test_a_tail_follows_the_whole_chain_only() -> None:
+    index = Index(8)
+    hashes = prompt("a", 3)
+    reservation = index.reserve(SPACE, hashes, TAIL)
+    assert (len(reservation), reservation.tail) == (4, True)
+    reservation.commit()
+    found = index.match(SPACE, hashes, TAIL)
+    assert (found.blocks, found.tail) == (3, True)
+    lease = found.lease()
+    assert lease is not None
+    assert (len(lease), rows_of(lease.rows(3))) == (4, [3])
+    found = index.match(SPACE, hashes, b"another")
+    assert (found.blocks, found.tail, found.pending) == (3, False, False)
+    assert not index.match(SPACE, [*hashes, b"more"], TAIL).tail
+    full = index.reserve(SPACE, prompt("b", 4), TAIL + b"2")
+    assert (len(full), full.tail, full.dropped) == (4, False, 1)
+    full.abort()
+    again = index.reserve(SPACE, hashes, TAIL)
+    assert (again.first, len(again), again.tail, again.dropped) == (4, 0, False, 0)
+
+
+def test_a_tail_may_be_all_there_is() -> None:
+    index = Index(8)
+    pending = index.reserve(SPACE, [], TAIL)
+    assert (len(pending), pending.tail, pending.first) == (1, True, 0)
+    assert index.match(SPACE, (), TAIL).pending
+    pending.commit()
+    found = index.match(SPACE, (), TAIL)
+    assert (found.blocks, found.tail) == (0, True)
+
+
+def test_dropped_objects_let_go() -> None:
+    index = Index(8)
+    index.reserve(SPACE, prompt("a", 8))
+    assert index.stats()["free"] == 8
+    store(index, prompt("a", 8))
+    lease = index.match(SPACE, prompt("a", 8)).lease()
+    assert index.stats()["leases"] == 1
+    assert len(index.reserve(SPACE, prompt("b", 8))) == 0
+    del lease
+    assert index.stats()["leases"] == 0
+    assert len(index.reserve(SPACE, prompt("b", 8))) == 8
+
+
+def test_bad_content_is_removed() -> None:
+    index = Index(8)
+    hashes = prompt("a", 6)
+    reservation = index.reserve(SPACE, hashes)
+    reservation.commit()
+    lease = index.match(SPACE, hashes[:5]).lease()
+    assert lease is not None
+    assert (lease.discard(4), lease.discard(4), lease.discard(99)) == (2, 0, 0)
+    assert index.match(SPACE, hashes).blocks == 4
+    assert len(lease) == 5
+    assert (reservation.discard(), reservation.discard()) == (4, 0)
+    assert index.match(SPACE, hashes).blocks == 0
+    lease.release()
+    assert index.stats()["free"] == 8
+
+
+def test_clear_and_shrink() -> None:
+    index = Index(8)
+    store(index, prompt("a", 6))
+    assert (index.shrink(9), index.shrink(4), index.shrink(6)) == (0, 2, 0)
+    assert index.match(SPACE, prompt("a", 6)).blocks == 4
+    assert (index.clear(), index.clear()) == (4, 0)
+    stats = index.stats()
+    assert (stats["rows"], stats["free"]) == (4, 4)
+
+
+def test_stats_name_everything() -> None:
+    index = Index(4)
+    store(index, prompt("a", 3))
+    index.match(SPACE, prompt("a", 3))
+    index.match(SPACE, prompt("b", 3))
+    store(index, prompt("c", 5))
+    index.reserve(SPACE, prompt("a", 1)).abort()
+    index.clear()
+    assert index.stats() == {
+        "rows": 4,
+        "free": 4,
+        "visible": 0,
+        "reserved": 0,
+        "leaving": 0,
+        "leases": 0,
+        "lookups": 2,
+        "hits": 1,
+        "committed": 7,
+        "aborted": 1,
+        "evictions": 4,
+        "removed": 3,
+        "dropped": 1,
+        "mismatches": 0,
+    }
+
+
+def test_a_contradicting_chain_finds_nothing() -> None:
+    index = Index(8)
+    hashes = prompt("a", 4)
+    store(index, hashes)
+    assert index.match(SPACE, hashes[1:]).blocks == 0
+    assert len(index.reserve(SPACE, hashes[1:])) == 0
+    assert index.stats()["mismatches"] == 2
+    assert index.match(SPACE, hashes).blocks == 4
+
+
+def test_threads_with_and_without_the_gil_get_along() -> None:
+    """Detached reservations, attached matches and the garbage collector dropping leases, all on one lock."""
+    index = Index(512)
+    failures: list[BaseException] = []
+
+    def work(name: int) -> None:
+        try:
+            for turn in range(150):
+                hashes = prompt((name + turn) % 6, 40 if turn % 2 else 400)
+                reservation = index.reserve(SPACE, hashes)
+                if turn % 5:
+                    reservation.commit()
+                found = index.match(SPACE, hashes)
+                lease = found.lease()
+                if lease is not None:
+                    assert len(lease.rows()) == 4 * found.blocks
+                    cycle: list[object] = [lease]
+                    cycle.append(cycle)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not failures
+    gc.collect()
+    stats = index.stats()
+    assert (stats["leases"], stats["leaving"], stats["reserved"]) == (0, 0, 0)
+    assert stats["free"] + stats["visible"] == 512
