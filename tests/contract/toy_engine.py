@@ -124,9 +124,9 @@ class ToyEngine:
         config = load_config(extra or {}, environ={})
         self.counters = Counters()
         names = tuple(f"layer.{i}" for i in range(LAYERS))
-        geometry = Geometry(BLOCK, ROW_BYTES, names, blocks, ranks)
+        geometry = Geometry(BLOCK, ROW_BYTES, rows, names, blocks, ranks)
         self.scheduler = SchedulerSide(
-            config, geometry, rows, roles or Roles(True, True), "sha256", tail_hash, self.counters
+            config, geometry, roles or Roles(True, True), "sha256", tail_hash, self.counters
         )
         self.pool = Pool(blocks)
         self.scheduler.bind_block_pool(self.pool)

@@ -70,7 +70,8 @@ def test_offline_quickstart(run_script: RunScript, smollm2: Path) -> None:
     (first, _), (second, total) = found
     assert int(first) == 0
     assert int(second) > 0.9 * int(total)
-    # The log lines of the offline quickstart belong here: see LOG LINES below.
+    assert re.search(r"Storing KV cache for (\d+) out of \1 tokens for request 0 ", output)
+    assert re.search(rf"Reqid: 1, Total tokens {total}, LMCache hit tokens: {second}, need to load: ", output)
 
 
 @pytest.fixture
@@ -131,8 +132,50 @@ def test_online_quickstart(server: tuple[int, Path], smollm2: Path) -> None:
     assert_log_lines(log.read_text(), answers)
 
 
-# LOG LINES: what users grep for. The exact lines are asserted here once the connector is in place, e.g.
-#   Storing KV cache for 31 out of 31 tokens for request cmpl-...-0
-#   Reqid: cmpl-...-0, Total tokens 31, LMCache hit tokens: 30, need to load: 30
 def assert_log_lines(log: str, answers: list[dict[str, Any]]) -> None:
-    """The quickstart's two lines are in the server's log, with the ids that the user got."""
+    """The quickstart's two lines are in the server's log, in LMCache's format, with the ids that the user got."""
+    first, second = (f"{answer['id']}-0" for answer in answers)
+    messages = [
+        f"Reqid: {first}, Total tokens 31, LMCache hit tokens: 0, need to load: 0",
+        f"Storing KV cache for 31 out of 31 tokens for request {first}",
+        f"Reqid: {second}, Total tokens 31, LMCache hit tokens: 30, need to load: 30",
+    ]
+    shape = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] LMCache INFO: (?:%s) \([a-z_]+\.py:\d+:[a-z_.]+\)$"
+    wanted = re.compile(shape % "|".join(map(re.escape, messages)), re.MULTILINE)
+    found = [line for line in log.splitlines() if "Reqid:" in line or "Storing KV cache" in line]
+    assert len(found) == len(messages), found
+    for line, message in zip(found, messages, strict=True):
+        assert message in line
+        assert wanted.search(line), line
+
+
+# LMCache's own quickstart for CPU offloading, in its own names, as its users have it.
+LMCACHE_SCRIPT = """
+import os
+os.environ["LMCACHE_CHUNK_SIZE"] = "256"
+os.environ["LMCACHE_LOCAL_CPU"] = "True"
+os.environ["LMCACHE_MAX_LOCAL_CPU_SIZE"] = "0.1"
+
+from vllm import LLM, SamplingParams
+from vllm.config import KVTransferConfig
+from lmcache.v1.cache_engine import LMCacheEngineBuilder
+from lmcache.integration.vllm.utils import ENGINE_NAME
+
+if __name__ == "__main__":
+    ktc = KVTransferConfig(kv_connector="LMCacheConnectorV1", kv_role="kv_both")
+    llm = LLM(model={model!r}, kv_transfer_config=ktc, max_model_len=2048, enforce_eager=True,
+              enable_prefix_caching=False, kv_cache_memory_bytes=100 << 20)
+    prompt = "Hello, how are you? " * 40
+    for _ in range(2):
+        output = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=1))[0]
+        print("CACHED", output.num_cached_tokens, len(output.prompt_token_ids))
+    LMCacheEngineBuilder.destroy(ENGINE_NAME)
+"""
+
+
+@pytest.mark.vllm
+def test_lmcaches_own_script_runs_unchanged(run_script: RunScript, smollm2: Path) -> None:
+    output = run_script(LMCACHE_SCRIPT.format(model=str(smollm2))).stdout
+    (cold, total), (warm, _) = (map(int, found) for found in re.findall(r"^CACHED (\d+) (\d+)$", output, re.MULTILINE))
+    assert (cold, warm) == (0, total - 1)
+    assert f"Storing KV cache for {total} out of {total} tokens for request 0 " in output

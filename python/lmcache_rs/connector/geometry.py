@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lmcache_rs._core import pool_rows
+
 SERVED_SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 """KV cache specs whose block depends on the prefix alone and is never dropped or changed in place by vLLM."""
 
@@ -15,6 +17,8 @@ class Geometry:
     """Tokens in a block, so in a row."""
     row_bytes: int
     """Bytes of one block in all layers."""
+    rows: int
+    """Rows that the host pool has by configuration; a rank may get fewer."""
     layer_names: tuple[str, ...]
     gpu_blocks: int
     """Blocks in vLLM's pool."""
@@ -30,11 +34,11 @@ class Declined:
     message: str
 
 
-def inspect(vllm_config: Any, kv_cache_config: Any, device_type: str, local_cpu: bool) -> Geometry | Declined:
-    """Read the geometry from vLLM's configuration, or say what is not supported. `local_cpu`: the RAM tier is on."""
+def inspect(vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes: int) -> Geometry | Declined:
+    """Read the geometry from vLLM's configuration, or say what is not supported. `pool_bytes`: 0 is no RAM tier."""
     parallel = vllm_config.parallel_config
     groups = kv_cache_config.kv_cache_groups
-    if not local_cpu:
+    if not pool_bytes:
         return Declined("local_cpu", "local_cpu is off, and no other tier is supported yet")
     if device_type != "cpu":
         return Declined("device", f"KV on {device_type!r} is not supported yet")
@@ -50,9 +54,15 @@ def inspect(vllm_config: Any, kv_cache_config: Any, device_type: str, local_cpu:
     if hash_block_size not in (None, spec.block_size):
         return Declined("hash_block_size", f"block hashes of {hash_block_size} tokens for blocks of {spec.block_size}")
     names = tuple(groups[0].layer_names)
+    row_bytes = spec.page_size_bytes * len(names)
+    rows = pool_rows(pool_bytes, row_bytes)
+    if rows == 0:
+        message = f"max_local_cpu_size is {pool_bytes} bytes, one block of KV needs {row_bytes}: raise it"
+        return Declined("pool_too_small", message)
     return Geometry(
         block_size=spec.block_size,
-        row_bytes=spec.page_size_bytes * len(names),
+        row_bytes=row_bytes,
+        rows=rows,
         layer_names=names,
         gpu_blocks=kv_cache_config.num_blocks,
         ranks=parallel.world_size,

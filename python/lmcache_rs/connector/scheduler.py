@@ -37,7 +37,7 @@ class SchedulerSide:
     """Owns the index. Every method is called by vLLM's scheduler thread; none of them waits."""
 
     def __init__(
-        self, config: Config, geometry: Geometry, rows: int, roles: Roles, hash_algorithm: str, tail_hash: TailHash,
+        self, config: Config, geometry: Geometry, roles: Roles, hash_algorithm: str, tail_hash: TailHash,
         counters: Counters,
     ) -> None:
         self._geometry = geometry
@@ -45,7 +45,7 @@ class SchedulerSide:
         self._roles = roles
         self._hash_algorithm = hash_algorithm
         self.counters = counters
-        self.index = Index(rows)
+        self.index = Index(geometry.rows)
         self.frozen = config.freeze
         rules = LookupRules(
             may_load=roles.may_load,

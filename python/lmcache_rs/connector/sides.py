@@ -78,7 +78,9 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
     config = load_config(transfer.kv_connector_extra_config)
     is_scheduler = role == api.KVConnectorRole.SCHEDULER
     try:
-        geometry = inspect(vllm_config, kv_cache_config, api.device_type(), config.local_cpu)
+        geometry = inspect(
+            vllm_config, kv_cache_config, api.device_type(), config.max_local_cpu_bytes if config.local_cpu else 0
+        )
         sides = Sides(config, geometry)
         if is_scheduler:
             _set_failure_policy(transfer, config)
@@ -100,7 +102,6 @@ def _scheduler_side(vllm_config: Any, config: Config, geometry: Geometry, counte
     return SchedulerSide(
         config,
         geometry,
-        pool_rows(config.max_local_cpu_bytes, geometry.row_bytes),
         Roles(may_store=transfer.kv_role != "kv_consumer", may_load=transfer.kv_role != "kv_producer"),
         hash_algorithm,
         api.make_tail_hash(hash_algorithm, geometry.block_size),

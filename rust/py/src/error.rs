@@ -57,11 +57,16 @@ pub fn to_python(error: &Error) -> PyErr {
 /// Runs a call of the core. A panic becomes an `InternalError`: pyo3 would make it a `PanicException`, which is no
 /// `Exception`, passes every barrier of the connector and ends the engine.
 pub fn guarded<T>(work: impl FnOnce() -> lmcache_core::Result<T>) -> PyResult<T> {
+    guarded_py(|| work().map_err(|error| to_python(&error)))
+}
+
+/// As `guarded`, for work that raises Python's own exceptions.
+pub fn guarded_py<T>(work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
     // What a panic may leave half-done is the core's affair: an index refuses to be used afterwards.
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| to_python(&error)),
-        Err(panic) => Err(InternalError::new_err(format!("panic: {}", panic_message(panic.as_ref())))),
-    }
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic_message(panic.as_ref());
+        Err(InternalError::new_err(format!("a panic in lmcache_rs, please report it: {message}")))
+    })
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

@@ -169,6 +169,11 @@ impl Index {
     }
 
     #[getter]
+    fn rows(&self) -> PyResult<usize> {
+        guarded(|| self.0.rows())
+    }
+
+    #[getter]
     fn epoch(&self) -> u64 {
         self.0.epoch()
     }

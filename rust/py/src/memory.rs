@@ -1,7 +1,6 @@
 //! `HostPool`, `KvLayers` and `Mover` for Python.
 
-pub mod convert;
-pub use convert::to_py;
+mod convert;
 mod host_pool;
 mod kv_layers;
 mod mover;

@@ -59,6 +59,11 @@ impl Index {
         Ok(result)
     }
 
+    /// Rows in use: as constructed, or shrunk.
+    pub fn rows(&self) -> Result<usize> {
+        self.with(|table| table.limit as usize)
+    }
+
     /// Changes whenever something becomes visible, is removed or stops being in flight.
     #[must_use]
     pub fn epoch(&self) -> u64 {

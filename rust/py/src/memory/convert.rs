@@ -1,53 +1,24 @@
-//! What crosses the border: numbers, number arrays and times in; errors and panics out.
+//! What crosses the border into the memory classes: numbers, number arrays and times.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use lmcache_core::ErrorKind;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::error::{ClosedError, InternalError, InvalidArgumentError, OutOfMemoryError};
-
-/// The exception of a core error.
-pub fn to_py(error: &lmcache_core::Error) -> PyErr {
-    let message = error.to_string();
-    match error.kind() {
-        ErrorKind::InvalidArgument => InvalidArgumentError::new_err(message),
-        ErrorKind::OutOfMemory => OutOfMemoryError::new_err(message),
-        ErrorKind::Closed => ClosedError::new_err(message),
-        ErrorKind::Internal => InternalError::new_err(message),
-    }
-}
+use crate::error::{InvalidArgumentError, guarded};
 
 pub fn invalid(message: impl Into<String>) -> PyErr {
     InvalidArgumentError::new_err(message.into())
 }
 
-/// Runs a method's body; a panic becomes an `InternalError`, which `except Exception` sees.
-pub fn guard<T>(body: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        Err(InternalError::new_err(format!(
-            "a panic in lmcache_rs, please report it: {}",
-            panic_message(&*panic)
-        )))
-    })
-}
-
-/// As `guard`, without the GIL.
+/// Runs a call of the core without the GIL.
 pub fn detached<T: Send>(
     py: Python<'_>,
     body: impl FnOnce() -> lmcache_core::Result<T> + Send,
 ) -> PyResult<T> {
-    guard(|| py.detach(body).map_err(|error| to_py(&error)))
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+    py.detach(|| guarded(body))
 }
 
 /// A number that is not negative; others are an `InvalidArgumentError` instead of an `OverflowError`.

@@ -8,7 +8,8 @@ use lmcache_core::HostPoolConfig;
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 
-use super::convert::{Count, Timeout, detached, guard, to_py};
+use super::convert::{Count, Timeout, detached};
+use crate::error::{guarded, guarded_py, to_python};
 
 #[pyfunction]
 pub fn pool_rows(size_bytes: Count<usize>, row_bytes: Count<usize>) -> usize {
@@ -67,7 +68,7 @@ impl HostPool {
 
     #[getter]
     fn prefault_error(&self) -> PyResult<Option<String>> {
-        guard(|| self.pool.prefault_error().map_err(|error| to_py(&error)))
+        guarded(|| self.pool.prefault_error())
     }
 
     fn wait_prefaulted(&self, py: Python<'_>, timeout_s: Timeout) -> PyResult<bool> {
@@ -83,8 +84,8 @@ impl HostPool {
         dl_device: Option<(u32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Py<PyAny>> {
-        guard(|| {
-            self.pool.check_process().map_err(|error| to_py(&error))?;
+        guarded_py(|| {
+            self.pool.check_process().map_err(|error| to_python(&error))?;
             export_dlpack(self, py, ExportRequest::parse(stream, max_version, dl_device, copy)?)
         })
     }

@@ -10,7 +10,8 @@ use lmcache_core::Layer;
 use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use super::convert::{guard, invalid, to_py};
+use super::convert::invalid;
+use crate::error::{guarded_py, to_python};
 
 #[pyclass(frozen, module = "lmcache_rs._core")]
 pub struct KvLayers {
@@ -21,7 +22,7 @@ pub struct KvLayers {
 impl KvLayers {
     #[new]
     fn new(tensors: &Bound<'_, PyAny>) -> PyResult<Self> {
-        guard(|| take_in(tensors))
+        guarded_py(|| take_in(tensors))
     }
 
     #[getter]
@@ -81,7 +82,7 @@ fn take_in(tensors: &Bound<'_, PyAny>) -> PyResult<KvLayers> {
     // before it is dropped; `layer` computed page and stride from that shape. That nobody else uses a block while it
     // is copied is asked of the caller in the stub.
     let layers = unsafe { lmcache_core::KvLayers::new(layers, common_blocks.unwrap_or(1), Box::new(keep)) };
-    layers.map(|layers| KvLayers { layers: Arc::new(layers) }).map_err(|error| to_py(&error))
+    layers.map(|layers| KvLayers { layers: Arc::new(layers) }).map_err(|error| to_python(&error))
 }
 
 /// Takes ownership of one tensor: writable, and not a copy.

@@ -6,9 +6,10 @@ use std::time::Duration;
 use lmcache_core::Direction;
 use pyo3::prelude::*;
 
-use super::convert::{Count, Numbers, Timeout, detached, guard, invalid, to_py};
+use super::convert::{Count, Numbers, Timeout, detached, invalid};
 use super::host_pool::HostPool;
 use super::kv_layers::KvLayers;
+use crate::error::{guarded_py, to_python};
 
 /// What `close` waits when no time is given.
 const CLOSE_DEFAULT: Duration = Duration::from_secs(5);
@@ -49,8 +50,8 @@ impl Mover {
     }
 
     fn poll(&self) -> PyResult<Vec<(u64, i64, f64)>> {
-        guard(|| {
-            let ended = self.get()?.poll().map_err(|error| to_py(&error))?;
+        guarded_py(|| {
+            let ended = self.get()?.poll().map_err(|error| to_python(&error))?;
             let bytes = |outcome: &lmcache_core::Outcome| {
                 outcome.bytes.as_ref().ok().and_then(|&bytes| i64::try_from(bytes).ok()).unwrap_or(-1)
             };
@@ -80,7 +81,7 @@ impl Drop for Mover {
     fn drop(&mut self) {
         // Waits for threads: without the GIL, which the end of a tensor may need.
         let mover = self.mover.take();
-        let _ = guard(|| {
+        let _ = guarded_py(|| {
             Python::attach(|py| py.detach(|| drop(mover)));
             Ok(())
         });
