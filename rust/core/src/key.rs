@@ -175,13 +175,13 @@ mod tests {
     #[test]
     fn the_format_stays() {
         let space = KeySpace::new("sha256_cbor", 1, &[("user".into(), "a".into())]);
-        assert_eq!(hex(space.key(b"hash").as_bytes()), "17d1b5945170e2d0");
+        assert_eq!(start(space.key(b"hash").as_bytes()), 0x17d1_b594_5170_e2d0);
         let hashes = hash_tokens(b"model", &[1, 2, 3], 2).unwrap();
-        assert_eq!(hex(&hashes.blocks[0]), "30be00b70409ffa1");
-        assert_eq!(hex(&hashes.tail.unwrap()), "d2064d209aa3060a");
+        assert_eq!(start(&hashes.blocks[0]), 0x30be_00b7_0409_ffa1);
+        assert_eq!(start(&hashes.tail.unwrap()), 0xd206_4d20_9aa3_060a);
     }
 
-    fn hex(bytes: &[u8; 32]) -> String {
-        bytes[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    fn start(bytes: &[u8; 32]) -> u64 {
+        u64::from_be_bytes(*bytes.first_chunk().unwrap())
     }
 }

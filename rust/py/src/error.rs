@@ -80,6 +80,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_panic_does_not_pass() {
+        assert!(guarded::<()>(|| panic!("on purpose")).is_err());
+        assert_eq!(guarded(|| Ok(1)).ok(), Some(1));
+    }
+
+    #[test]
     fn a_panic_keeps_its_message() {
         let message = |work: fn()| panic_message(catch_unwind(work).unwrap_err().as_ref()).to_owned();
         assert_eq!(message(|| panic!("fixed")), "fixed");
