@@ -65,7 +65,8 @@ class Scenario:
         engine = self.llm.llm_engine
         self.ids += 1
         request_id = f"abort-{self.ids}"
-        release = hold_completions() if hold_loads else lambda: None
+        held = hold_loads and worker_side() is not None
+        release = hold_completions() if held else lambda: None
         engine.add_request(request_id, {"prompt_token_ids": tokens_of(prompt)}, self.sampling(max_tokens))
         finished = False
         for _ in range(after):
