@@ -9,7 +9,7 @@ import argparse
 import os
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -22,7 +22,7 @@ class HookClock:
     """Wraps every hook of the connector class with a stopwatch; nested hooks are counted once."""
 
     def __init__(self, connector: type) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._inside = False
         for name, member in list(vars(connector).items()):
@@ -43,9 +43,9 @@ class HookClock:
 
         return timed
 
-    def take(self) -> tuple[float, Counter[str], Counter[str]]:
+    def take(self) -> tuple[float, dict[str, float], Counter[str]]:
         """(all seconds, seconds by hook, calls by hook) since the last call."""
-        seconds, calls = self.seconds.copy(), self.calls.copy()
+        seconds, calls = dict(self.seconds), self.calls.copy()
         self.seconds.clear()
         self.calls.clear()
         return sum(seconds.values()), seconds, calls
@@ -53,7 +53,9 @@ class HookClock:
 
 def main() -> None:
     """Run cold and warm rounds and print the shares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--num-prompts", type=int, default=2)
     parser.add_argument("--num-tokens", type=int, default=4000)
@@ -78,10 +80,16 @@ def main() -> None:
         disable_log_stats=True,
     )
     sampling = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
-    cold, warm, cold_hooks, warm_hooks = [], [], [], []
+    cold: list[float] = []
+    warm: list[float] = []
+    cold_hooks: list[float] = []
+    warm_hooks: list[float] = []
     for repeat in range(options.repeats):
-        prompts = [
-            {"prompt_token_ids": [100 + repeat * 50 + i] + [1000 + j % 997 for j in range(options.num_tokens - 1)]}
+        prompts: Any = [
+            {
+                "prompt_token_ids": [100 + repeat * 50 + i]
+                + [1000 + j % 997 for j in range(options.num_tokens - 1)]
+            }
             for i in range(options.num_prompts)
         ]
         clock.take()
@@ -99,7 +107,7 @@ def main() -> None:
             f"hooks {statistics.median(hooks) * 1e3:.2f} ms = {share:.3%}"
         )
     print("hooks of the last second run, ms (calls):")
-    for name, seconds in by_hook.most_common(8):
+    for name, seconds in sorted(by_hook.items(), key=lambda item: -item[1])[:8]:
         print(f"  {name}: {seconds * 1e3:.3f} ({calls[name]})")
 
 

@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from lmcache_rs._core import Index, KeySpace
 
@@ -63,7 +64,7 @@ class Vllm:
         self.base = base
         self.manager = CPUOffloadingManager(rows)
 
-    def _keys(self, chain: list[bytes]) -> list[bytes]:
+    def _keys(self, chain: list[bytes]) -> list[Any]:
         return [self.base.make_offload_key(block_hash, 0) for block_hash in chain]
 
     def match(self, chain: list[bytes]) -> int:
@@ -110,7 +111,9 @@ def measure(make: Callable[[int], Ours | Vllm], repeats: int) -> dict[str, tuple
 
 def main() -> None:
     """Print a table with the ratio of medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
     ours, theirs = measure(Ours, repeats), measure(Vllm, repeats)

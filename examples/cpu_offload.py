@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lmcache_rs.integration.vllm.utils import ENGINE_NAME
-from lmcache_rs.v1.cache_engine import LMCacheEngineBuilder
 from vllm import LLM, SamplingParams
 from vllm.config import KVTransferConfig
 from vllm.platforms import current_platform
+
+from lmcache_rs.integration.vllm.utils import ENGINE_NAME
+from lmcache_rs.v1.cache_engine import LMCacheEngineBuilder
 
 GPU_MEMORY_GB = 24.0
 CPU_BLOCK_TOKENS = 128

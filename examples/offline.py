@@ -15,10 +15,11 @@ os.environ.setdefault("LMCACHE_MAX_LOCAL_CPU_SIZE", "5.0")  # GiB
 # GiB; read by vLLM's CPU build only, which would else take most of the machine's memory.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
-from lmcache_rs.integration.vllm.utils import ENGINE_NAME
-from lmcache_rs.v1.cache_engine import LMCacheEngineBuilder
 from vllm import LLM, SamplingParams
 from vllm.config import KVTransferConfig
+
+from lmcache_rs.integration.vllm.utils import ENGINE_NAME
+from lmcache_rs.v1.cache_engine import LMCacheEngineBuilder
 
 
 def main() -> None:

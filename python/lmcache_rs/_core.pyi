@@ -6,9 +6,34 @@ Arrays of row and block numbers cross as native unsigned 32-bit integers: result
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeAlias, final
 
+import numpy as np
+import numpy.typing as npt
 from typing_extensions import Buffer, CapsuleType
+
+# Before Python 3.12 an array is no `Buffer` to a type checker.
+_Numbers: TypeAlias = Buffer | npt.NDArray[np.uint32]
+
+__all__ = [
+    "ClosedError",
+    "HostPool",
+    "Index",
+    "InternalError",
+    "InvalidArgumentError",
+    "KeySpace",
+    "KvLayers",
+    "LMCacheRsError",
+    "Lease",
+    "Match",
+    "Mover",
+    "OutOfMemoryError",
+    "Reservation",
+    "__version__",
+    "build_profile",
+    "hash_tokens",
+    "pool_rows",
+]
 
 __version__: str
 build_profile: Literal["debug", "release"]
@@ -28,7 +53,7 @@ class ClosedError(LMCacheRsError):
 class InternalError(LMCacheRsError):
     """A bug in lmcache_rs: a panic or a broken invariant."""
 
-def hash_tokens(root: bytes, tokens: Buffer, block_size: int) -> tuple[list[bytes], bytes | None]:
+def hash_tokens(root: bytes, tokens: _Numbers, block_size: int) -> tuple[list[bytes], bytes | None]:
     """Chain hashes of a token sequence, for engines that bring no block hashes of their own.
 
     `root` names everything but the tokens that decides their KV (model, adapter, salt). `tokens` are native
@@ -213,9 +238,9 @@ class Mover:
     """
 
     def __new__(cls, pool: HostPool, layers: KvLayers, threads: int = 1) -> Mover: ...
-    def copy(self, direction: Literal["store", "load"], rows: Buffer, blocks: Buffer) -> int:
+    def copy(self, direction: Literal["store", "load"], rows: _Numbers, blocks: _Numbers) -> int:
         """Copy now, the calling thread working too. Returns bytes copied. A wrong argument copies nothing."""
-    def submit(self, direction: Literal["store", "load"], job: int, rows: Buffer, blocks: Buffer) -> None:
+    def submit(self, direction: Literal["store", "load"], job: int, rows: _Numbers, blocks: _Numbers) -> None:
         """Copy in the background. Loads go before stores that were not begun."""
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs ended since the last call: (job, bytes copied or -1 when it failed, seconds from submission to end)."""

@@ -72,7 +72,10 @@ class LMCacheEngineBuilder:
             if known is None:
                 logger.info("Creating LMCacheEngine instance %s", instance_id)
                 engine_class = importlib.import_module("lmcache_rs.engine").LMCacheEngine
-                known = _registry.engines[instance_id] = (engine_class(*args, config=config, **kwargs), config)
+                known = _registry.engines[instance_id] = (
+                    engine_class(*args, config=config, **kwargs),
+                    config,
+                )
             elif known[1] != config:
                 raise InvalidArgumentError(
                     f"instance {instance_id} exists with another configuration; destroy it first"

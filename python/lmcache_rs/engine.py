@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmcache_rs._core import HostPool, Index, InvalidArgumentError, KeySpace, KvLayers, Lease, Mover, hash_tokens
+from lmcache_rs._core import (
+    HostPool,
+    Index,
+    InvalidArgumentError,
+    KeySpace,
+    KvLayers,
+    Lease,
+    Mover,
+    hash_tokens,
+)
 from lmcache_rs.config import Config, load_config
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -127,7 +136,9 @@ class LMCacheEngine:
         hashes, tail = hash_tokens(salt, ids, self._block_size)
         return hashes, tail if self._config.tails else None
 
-    def _checked(self, tokens: TokenIds, blocks: Blocks) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    def _checked(
+        self, tokens: TokenIds, blocks: Blocks
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
         ids, numbers = _token_ids(tokens), np.ascontiguousarray(blocks, dtype=np.uint32)
         needed = -(-len(ids) // self._block_size)
         if numbers.ndim != 1 or len(numbers) < needed:

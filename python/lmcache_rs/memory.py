@@ -36,7 +36,11 @@ def clamp(wanted: int, reserve: int, untouched: int, ranks: int) -> int:
     logger.warning(
         "max_local_cpu_size: %.2f GiB asked for, %.2f GiB taken: the machine has %.2f GiB available for %d rank(s), of "
         "which %.2f GiB belong to the engine's own KV cache. Ask for less, or give the container more memory",
-        wanted / 2**30, granted / 2**30, available / 2**30, ranks, untouched / 2**30,
+        wanted / 2**30,
+        granted / 2**30,
+        available / 2**30,
+        ranks,
+        untouched / 2**30,
     )
     return granted
 

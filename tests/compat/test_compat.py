@@ -10,8 +10,9 @@ import venv
 import zipfile
 from pathlib import Path
 
-import lmcache_rs
 import pytest
+
+import lmcache_rs
 
 COMPAT = Path(__file__).parents[2] / "compat"
 QUICKSTART = """

@@ -1,5 +1,6 @@
 """The life of requests, driven through both sides without vLLM: what is stored, found, loaded, and never mixed up."""
 
+import contextlib
 import random
 from typing import Any
 
@@ -66,12 +67,18 @@ def test_another_salt_or_tag_finds_nothing() -> None:
 
 
 def test_skip_save_and_priority_limit_store_nothing() -> None:
-    assert twice(ToyEngine(), prompt(1, 31), kv_transfer_params={"lmcache.skip_save": True}).cached_tokens == 0
+    assert (
+        twice(ToyEngine(), prompt(1, 31), kv_transfer_params={"lmcache.skip_save": True}).cached_tokens == 0
+    )
     assert twice(ToyEngine(extra={"lmcache.priority_limit": 3}), prompt(1, 31), priority=4).cached_tokens == 0
-    assert twice(ToyEngine(extra={"lmcache.priority_limit": 3}), prompt(1, 31), priority=3).cached_tokens == 30
+    assert (
+        twice(ToyEngine(extra={"lmcache.priority_limit": 3}), prompt(1, 31), priority=3).cached_tokens == 30
+    )
 
 
-@pytest.mark.parametrize("roles", [Roles(may_store=False, may_load=True), Roles(may_store=True, may_load=False)])
+@pytest.mark.parametrize(
+    "roles", [Roles(may_store=False, may_load=True), Roles(may_store=True, may_load=False)]
+)
 def test_roles_that_only_store_or_only_load(roles: Roles) -> None:
     engine = ToyEngine(roles=roles)
     assert twice(engine, prompt(1, 31)).cached_tokens == 0
@@ -89,7 +96,7 @@ def test_generated_tokens_are_stored_when_asked_for() -> None:
         engine = ToyEngine(extra={"lmcache.save_decode_cache": save})
         first = Request("first", prompt(1, 8), max_tokens=14)
         engine.run(first)
-        follow_up = second(engine, first.all_token_ids + [7, 7, 7])
+        follow_up = second(engine, [*first.all_token_ids, 7, 7, 7])
         assert follow_up.cached_tokens == expected
         assert engine.wrong == 0
 
@@ -212,7 +219,7 @@ def test_an_order_that_fails_ends_as_a_failed_load() -> None:
         open_load = engine.scheduler._ledger.open_load
         engine.scheduler._ledger.open_load = lambda *_: 1 / 0
         admit = engine.scheduler.admit
-        engine.scheduler.admit = lambda *a: _swallow(admit, *a)
+        engine.scheduler.admit = swallowing(admit)
         repeat = Request("second", prompt(1, 50))
         engine.run(repeat, Request("beside", prompt(3, 30)))
         engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
@@ -220,11 +227,14 @@ def test_an_order_that_fails_ends_as_a_failed_load() -> None:
         assert repeat.output == engine.done["first"].output
 
 
-def _swallow(call: Any, *arguments: Any) -> None:
-    try:
-        call(*arguments)
-    except ZeroDivisionError:
-        pass
+def swallowing(call: Any) -> Any:
+    """The barrier of the real connector."""
+
+    def swallow(*arguments: Any) -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            call(*arguments)
+
+    return swallow
 
 
 def test_clear_forgets_answers_and_rows() -> None:

@@ -18,7 +18,7 @@ from lmcache_rs.config import load_config
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
-from lmcache_rs.connector.scheduler import PlanningFailed, Roles, SchedulerSide
+from lmcache_rs.connector.scheduler import PlanningError, Roles, SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.worker import WorkerSide
 from lmcache_rs.copy.cpu import CpuMover
@@ -118,8 +118,15 @@ class ToyEngine:
     """`ranks` workers over numpy KV. `wrong` counts cells that were read and did not belong to their tokens."""
 
     def __init__(
-        self, *, blocks: int = 64, rows: int = 64, chunk: int = 16, ranks: int = 1, extra: dict[str, Any] | None = None,
-        roles: Roles | None = None, make_mover: Callable[..., Any] = CpuMover,
+        self,
+        *,
+        blocks: int = 64,
+        rows: int = 64,
+        chunk: int = 16,
+        ranks: int = 1,
+        extra: dict[str, Any] | None = None,
+        roles: Roles | None = None,
+        make_mover: Callable[..., Any] = CpuMover,
     ) -> None:
         config = load_config(extra or {}, environ={})
         self.counters = Counters()
@@ -189,7 +196,7 @@ class ToyEngine:
         output, sync_loads = self._schedule()
         try:
             orders = self.scheduler.plan_step(output)
-        except PlanningFailed as failure:
+        except PlanningError as failure:
             orders = failure.orders
         merged: WorkerAcks | None = None
         bad: set[int] = set()
@@ -243,7 +250,9 @@ class ToyEngine:
                 continue
             resumed = request_id in self.resumed
             if request_id in self.fresh and not resumed:
-                new.append(SimpleNamespace(req_id=request_id, block_ids=(table,), num_computed_tokens=computed))
+                new.append(
+                    SimpleNamespace(req_id=request_id, block_ids=(table,), num_computed_tokens=computed)
+                )
                 continue
             blocks = table if request_id in self.fresh else added.get(request_id, [])
             if request_id in self.fresh:
@@ -252,7 +261,9 @@ class ToyEngine:
             cached.new_block_ids.append((blocks,) if blocks else None)
             cached.num_computed_tokens.append(computed)
         self.fresh.clear()
-        return SimpleNamespace(scheduled_new_reqs=new, scheduled_cached_reqs=cached, num_scheduled_tokens=counts)
+        return SimpleNamespace(
+            scheduled_new_reqs=new, scheduled_cached_reqs=cached, num_scheduled_tokens=counts
+        )
 
     def _execute(
         self, rank: int, worker: WorkerSide, orders: StepOrders, output: Any, sync_loads: bool
@@ -348,7 +359,7 @@ class ToyEngine:
         for _ in range(3):
             self.step()
         stats = self.scheduler.index.stats()
-        assert stats["leases"] == 0 and stats["reserved"] == 0 and stats["leaving"] == 0, stats
+        assert stats["leases"] == stats["reserved"] == stats["leaving"] == 0, stats
         assert stats["free"] + stats["visible"] == stats["rows"], stats
         assert len(self.pool.free) == self.pool.num_gpu_blocks - 1, "blocks are still held"
         assert self.wrong == 0

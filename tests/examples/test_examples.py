@@ -176,6 +176,8 @@ if __name__ == "__main__":
 @pytest.mark.vllm
 def test_lmcaches_own_script_runs_unchanged(run_script: RunScript, smollm2: Path) -> None:
     output = run_script(LMCACHE_SCRIPT.format(model=str(smollm2))).stdout
-    (cold, total), (warm, _) = (map(int, found) for found in re.findall(r"^CACHED (\d+) (\d+)$", output, re.MULTILINE))
+    (cold, total), (warm, _) = (
+        map(int, found) for found in re.findall(r"^CACHED (\d+) (\d+)$", output, re.MULTILINE)
+    )
     assert (cold, warm) == (0, total - 1)
     assert f"Storing KV cache for {total} out of {total} tokens for request 0 " in output

@@ -7,8 +7,9 @@ import sys
 import threading
 import types
 
-import lmcache_rs
 import pytest
+
+import lmcache_rs
 from lmcache_rs import _core, builder
 from lmcache_rs.builder import LMCacheEngineBuilder
 from lmcache_rs.config import Config, ConfigError, load_config

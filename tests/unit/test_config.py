@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from lmcache_rs.config import Config, Notice, load_config
 from lmcache_rs.config.model import honoured_keys
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from lmcache_rs import errors
 from lmcache_rs.config import ConfigError, load_config
 

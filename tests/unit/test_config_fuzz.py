@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from lmcache_rs.config import ConfigError, load_config, others
 from lmcache_rs.config import values as v
 from lmcache_rs.config.model import honoured_keys

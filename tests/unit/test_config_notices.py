@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+
 from lmcache_rs.config import Config, Notice, extras, load_config, others
 from lmcache_rs.config.keys import Status
 from lmcache_rs.config.model import honoured_keys

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from lmcache_rs.config import values as v
 
 GIB = 2**30

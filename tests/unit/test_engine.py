@@ -56,7 +56,7 @@ def test_the_longest_prefix_ends_at_a_block() -> None:
     with engine(kv) as cache:
         fill(kv, [1, 2, 3], 1)
         cache.store(tokens(1, 10), [1, 2, 3])
-        assert cache.lookup(tokens(1, 10) + [1]) == 8
+        assert cache.lookup([*tokens(1, 10), 1]) == 8
         assert cache.lookup(tokens(1, 9)) == 8
         assert cache.lookup(tokens(1, 10)) == 10
         assert cache.lookup(tokens(1, 3)) == 0

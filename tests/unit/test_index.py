@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+
 from lmcache_rs import _core
 from lmcache_rs._core import Index, KeySpace, hash_tokens
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from lmcache_rs import log
 
 FORMAT = "[%(asctime)s] LMCache %(levelname)s: %(message)s (%(filename)s:%(lineno)d:%(name)s)"

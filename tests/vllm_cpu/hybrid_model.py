@@ -1,6 +1,6 @@
 """Writes a tiny Gemma 3 of random weights: sliding-window and full attention, so three KV cache groups.
 
-    python hybrid_model.py FOLDER
+python hybrid_model.py FOLDER
 """
 
 import sys

@@ -51,16 +51,24 @@ class Scenario:
         )
 
     def generate(
-        self, prompts: list[Any], max_tokens: int = 8, params: dict[str, Any] | None = None, salt: str | None = None
+        self,
+        prompts: list[Any],
+        max_tokens: int = 8,
+        params: dict[str, Any] | None = None,
+        salt: str | None = None,
     ) -> dict[str, Any]:
-        requests = [{"prompt_token_ids": tokens_of(p)} | ({"cache_salt": salt} if salt else {}) for p in prompts]
+        requests = [
+            {"prompt_token_ids": tokens_of(p)} | ({"cache_salt": salt} if salt else {}) for p in prompts
+        ]
         outputs = self.llm.generate(requests, self.sampling(max_tokens, params), use_tqdm=False)
         return {
             "tokens": [list(o.outputs[0].token_ids) for o in outputs],
             "cached": [o.num_cached_tokens for o in outputs],
         }
 
-    def abort(self, prompt: Any, after: int, max_tokens: int = 40, hold_loads: bool = False) -> dict[str, Any]:
+    def abort(
+        self, prompt: Any, after: int, max_tokens: int = 40, hold_loads: bool = False
+    ) -> dict[str, Any]:
         """Abort the request after so many steps; then step on until the engine is idle."""
         engine = self.llm.llm_engine
         self.ids += 1

@@ -1,4 +1,4 @@
-"""What users can ask for, in the real engine: roles, per-request settings, resets, freezing, clean-up, tensor parallelism."""
+"""What users can ask for, in the real engine: roles, settings of requests, resets, clean-up, several ranks."""
 
 import re
 from collections.abc import Callable
@@ -59,7 +59,10 @@ def test_roles(role: str, run_scenario: Callable[..., Run]) -> None:
 
 def test_min_retrieve_tokens(run_scenario: Callable[..., Run]) -> None:
     long: Any = [[3, 600]]
-    run = run_scenario([generate(A), generate(A), generate(long), generate(long)], connector=connector(min_retrieve_tokens=400))
+    run = run_scenario(
+        [generate(A), generate(A), generate(long), generate(long)],
+        connector=connector(min_retrieve_tokens=400),
+    )
     assert (run.cached(1), run.cached(3)) == ([0], [599])
     assert "LMCache hit tokens: 299, but need to load: 299 < min_retrieve 400" in run.log
 
@@ -104,7 +107,9 @@ def test_processes_and_module_path(run_scenario: Callable[..., Run]) -> None:
     assert [run.cached(i) for i in (0, 1, 3)] == [[0], [299], [0]]
 
 
-def test_two_ranks_find_what_one_finds(run_scenario: Callable[..., Run], baseline: Callable[..., Run]) -> None:
+def test_two_ranks_find_what_one_finds(
+    run_scenario: Callable[..., Run], baseline: Callable[..., Run]
+) -> None:
     steps = [generate(A), generate(A), generate(A, B), generate(B, max_tokens=30)]
     run = run_scenario(
         steps,

@@ -40,7 +40,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prefix caching": {"llm": {"enable_prefix_caching": True}},
     "synchronous": {"extra": {"enable_async_loading": False}},
     "asynchronous": {"extra": {"sync_load_max_size": 0}},
-    "asynchronous, prefix caching": {"extra": {"sync_load_max_size": 0}, "llm": {"enable_prefix_caching": True}},
+    "asynchronous, prefix caching": {
+        "extra": {"sync_load_max_size": 0},
+        "llm": {"enable_prefix_caching": True},
+    },
     "generated tokens": {"extra": {"save_decode_cache": True}},
     "generated tokens, prefix caching": {
         "extra": {"save_decode_cache": True},
@@ -89,7 +92,9 @@ ABORTS: Steps = [
 ]
 
 
-@pytest.mark.parametrize("extra", [{"enable_async_loading": False}, {"sync_load_max_size": 0, "force_async": True}])
+@pytest.mark.parametrize(
+    "extra", [{"enable_async_loading": False}, {"sync_load_max_size": 0, "force_async": True}]
+)
 def test_aborts_before_during_and_after_a_load(
     extra: dict[str, Any], run_scenario: Callable[..., Run], baseline: Callable[..., Run]
 ) -> None:

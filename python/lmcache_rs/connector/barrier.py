@@ -2,14 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
 DISTINCT_CAUSES_MAX = 64
 """Different causes remembered, each logged once with its traceback; later ones are only counted."""
@@ -38,24 +36,21 @@ class Guarded(Protocol):
     _barrier: Barrier
 
 
-G = TypeVar("G", bound=Guarded)
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
-def guard(default: Callable[[], Any]) -> Callable[
-    [Callable[Concatenate[G, P], R]], Callable[Concatenate[G, P], R]
-]:
+def guard(default: Callable[[], Any]) -> Callable[[Hook], Hook]:
     """Put a hook behind its object's barrier: on an exception it answers `default()`."""
 
-    def decorate(hook: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R]:
+    def decorate(hook: Hook) -> Hook:
         @functools.wraps(hook)
-        def guarded(self: G, *args: P.args, **kwargs: P.kwargs) -> R:
+        def guarded(self: Guarded, *args: Any, **kwargs: Any) -> Any:
             try:
                 return hook(self, *args, **kwargs)
             except Exception as error:
                 self._barrier.report(hook.__name__, error)
-                answer: R = default()
-                return answer
+                return default()
 
-        return guarded
+        return cast(Hook, guarded)
 
     return decorate

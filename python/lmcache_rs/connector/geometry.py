@@ -42,17 +42,24 @@ def inspect(vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes
         return Declined("local_cpu", "local_cpu is off, and no other tier is supported yet")
     if device_type != "cpu":
         return Declined("device", f"KV on {device_type!r} is not supported yet")
-    contexts = getattr(parallel, "decode_context_parallel_size", 1), getattr(parallel, "prefill_context_parallel_size", 1)
+    contexts = (
+        getattr(parallel, "decode_context_parallel_size", 1),
+        getattr(parallel, "prefill_context_parallel_size", 1),
+    )
     if max(contexts) > 1:
         return Declined("context_parallel", "context parallelism is not supported")
     if len(groups) != 1:
-        return Declined("cache_groups", f"{len(groups)} KV cache groups (a hybrid model) are not supported yet")
+        return Declined(
+            "cache_groups", f"{len(groups)} KV cache groups (a hybrid model) are not supported yet"
+        )
     spec = groups[0].kv_cache_spec
     if type(spec).__name__ not in SERVED_SPECS:
         return Declined("cache_spec", f"KV of kind {type(spec).__name__} is not supported yet")
     hash_block_size = getattr(kv_cache_config, "hash_block_size", None)
     if hash_block_size not in (None, spec.block_size):
-        return Declined("hash_block_size", f"block hashes of {hash_block_size} tokens for blocks of {spec.block_size}")
+        return Declined(
+            "hash_block_size", f"block hashes of {hash_block_size} tokens for blocks of {spec.block_size}"
+        )
     names = tuple(groups[0].layer_names)
     row_bytes = spec.page_size_bytes * len(names)
     rows = pool_rows(pool_bytes, row_bytes)

@@ -1,7 +1,6 @@
 """What `LMCacheEngineBuilder.get(ENGINE_NAME)` returns in a process where vLLM's engine lives."""
 
 from collections.abc import Mapping
-from typing import Optional
 
 from lmcache_rs import builder
 from lmcache_rs.builder import LMCacheEngineBuilder
@@ -20,7 +19,7 @@ class EngineHandle:
     @classmethod
     def join(cls, scheduler: SchedulerSide | None, worker: WorkerSide | None) -> "EngineHandle":
         """Add a side to this process's handle, making and registering it if there is none."""
-        handle: Optional[EngineHandle] = LMCacheEngineBuilder.get(ENGINE_NAME)
+        handle: EngineHandle | None = LMCacheEngineBuilder.get(ENGINE_NAME)
         if not isinstance(handle, cls):
             handle = cls()
             builder.register(ENGINE_NAME, handle)

@@ -73,7 +73,13 @@ class Ledger:
         return StoreOrder(job.id, rows, blocks)
 
     def open_load(
-        self, step: int, record: Record, lease: Lease, first: int, order: tuple[Numbers, Numbers], end_tokens: int,
+        self,
+        step: int,
+        record: Record,
+        lease: Lease,
+        first: int,
+        order: tuple[Numbers, Numbers],
+        end_tokens: int,
         asynchronous: bool,
     ) -> LoadOrder:
         """Order a load of (rows, blocks); the lease is the job's now."""
@@ -120,7 +126,9 @@ class Ledger:
     @property
     def busy(self) -> bool:
         """Whether an acknowledgement is awaited that is not overdue."""
-        oldest = min((job.since for jobs in (self._loads, self._stores) for job in jobs.values()), default=None)
+        oldest = min(
+            (job.since for jobs in (self._loads, self._stores) for job in jobs.values()), default=None
+        )
         return oldest is not None and time.monotonic() - oldest < STEPPING_S_MAX
 
     @property
@@ -143,7 +151,9 @@ class Ledger:
                     store.void = True
             logger.warning(
                 "Loading KV cache for request %s failed: its %d blocks are computed again, %d rows are forgotten",
-                job.record.user_id, len(job.blocks), removed,
+                job.record.user_id,
+                len(job.blocks),
+                removed,
             )
         else:
             self._count("load", job.record.user_id, result)
@@ -174,5 +184,9 @@ class Ledger:
         rate = result.bytes / result.seconds / 1e9 if result.seconds > 0 else 0.0
         logger.info(
             "%s KV cache for request %s: %.4f GB in %.2f ms, %.2f GB/s",
-            verb, request_id, result.bytes / 1e9, result.seconds * 1e3, rate,
+            verb,
+            request_id,
+            result.bytes / 1e9,
+            result.seconds * 1e3,
+            rate,
         )

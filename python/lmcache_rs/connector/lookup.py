@@ -42,7 +42,13 @@ class Lookup:
     """Answers vLLM's question, and keeps what was promised from leaving until the request is admitted."""
 
     def __init__(
-        self, index: Index, block_size: int, row_bytes: int, rules: LookupRules, counters: Counters, tail_hash: TailHash
+        self,
+        index: Index,
+        block_size: int,
+        row_bytes: int,
+        rules: LookupRules,
+        counters: Counters,
+        tail_hash: TailHash,
     ) -> None:
         self._index = index
         self._block_size = block_size
@@ -62,7 +68,11 @@ class Lookup:
         if not self._rules.may_load or getattr(request, "skip_reading_prefix_cache", False):
             return 0, False
         plan, epoch = record.plan, self._index.epoch
-        if plan is None or (plan.num_computed, plan.num_tokens, plan.epoch) != (num_computed, request.num_tokens, epoch):
+        if plan is None or (plan.num_computed, plan.num_tokens, plan.epoch) != (
+            num_computed,
+            request.num_tokens,
+            epoch,
+        ):
             self.forget(record)
             plan = record.plan = self._plan(record, num_computed, epoch, alone)
         if plan.tokens is None:
@@ -126,7 +136,13 @@ class Lookup:
             return nothing
         load_bytes = (-(-total // size) - num_computed // size) * self._row_bytes
         asynchronous = self._rules.asynchronous and not alone and load_bytes > self._rules.sync_bytes_max
-        plan = Plan(num_computed, request.num_tokens, epoch, total - num_computed if asynchronous else need, asynchronous)
+        plan = Plan(
+            num_computed,
+            request.num_tokens,
+            epoch,
+            total - num_computed if asynchronous else need,
+            asynchronous,
+        )
         self._keep(plan, match)
         return plan
 
@@ -175,11 +191,19 @@ class Lookup:
             counters.add(f"misses:{reason}")
         if reason == "below_min_retrieve_tokens":
             logger.info(
-                "Reqid: %s, Total tokens %d, LMCache hit tokens: %d, but need to load: %d < min_retrieve %d, skip retrieve",
-                record.user_id, request.num_tokens, hit, need, self._rules.min_tokens,
+                "Reqid: %s, Total tokens %d, LMCache hit tokens: %d, "
+                "but need to load: %d < min_retrieve %d, skip retrieve",
+                record.user_id,
+                request.num_tokens,
+                hit,
+                need,
+                self._rules.min_tokens,
             )
             return
         logger.info(
             "Reqid: %s, Total tokens %d, LMCache hit tokens: %d, need to load: %d",
-            record.user_id, request.num_tokens, hit, need,
+            record.user_id,
+            request.num_tokens,
+            hit,
+            need,
         )

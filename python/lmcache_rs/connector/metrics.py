@@ -1,4 +1,4 @@
-"""The connector's counters as vLLM's statistics: on its log line and on /metrics, under LMCache's names where it has them."""
+"""The connector's counters as vLLM's statistics: on its log line, and on /metrics under LMCache's names."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ from lmcache_rs.connector.vllm_api import KVConnectorPromMetrics, KVConnectorSta
 
 GAUGES = {
     "pool_rows": ("lmcache:local_cache_rows", "Rows of the RAM pool"),
-    "pool_used_rows": ("lmcache:local_cache_used_rows", "Rows of the RAM pool that hold KV or are being written"),
+    "pool_used_rows": (
+        "lmcache:local_cache_used_rows",
+        "Rows of the RAM pool that hold KV or are being written",
+    ),
     "pool_bytes": ("lmcache:local_cache_capacity_bytes", "Bytes of the RAM pool on one rank"),
     "pool_used_bytes": ("lmcache:local_cache_usage", "Bytes of the RAM pool in use on one rank"),
 }
@@ -39,7 +42,7 @@ LABELLED = {
 """Counters whose name is followed by a label after a colon."""
 
 
-class LMCacheStats(KVConnectorStats):  # type: ignore[misc] # vLLM's classes are untyped here
+class LMCacheStats(KVConnectorStats):
     """What was counted since the last report."""
 
     def reset(self) -> None:
@@ -61,16 +64,21 @@ class LMCacheStats(KVConnectorStats):  # type: ignore[misc] # vLLM's classes are
         return all(name in GAUGES for name in self.data)
 
 
-class LMCachePromMetrics(KVConnectorPromMetrics):  # type: ignore[misc] # as above
+class LMCachePromMetrics(KVConnectorPromMetrics):
     """Registers the metrics with vLLM's registry and adds what each report brings."""
 
     def __init__(self, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine: Any) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine)
-        gauge, counter = self._gauge_cls, self._counter_cls
+        # Any: vLLM hands over prometheus_client's classes or ones that only behave alike.
+        gauge: Any = self._gauge_cls
+        counter: Any = self._counter_cls
         self._gauges = {k: gauge(name, help_, labelnames=labelnames) for k, (name, help_) in GAUGES.items()}
-        self._counters = {k: counter(name, help_, labelnames=labelnames) for k, (name, help_) in COUNTERS.items()}
+        self._counters = {
+            k: counter(name, help_, labelnames=labelnames) for k, (name, help_) in COUNTERS.items()
+        }
         self._labelled = {
-            k: counter(name, help_, labelnames=[*labelnames, label]) for k, (name, help_, label) in LABELLED.items()
+            k: counter(name, help_, labelnames=[*labelnames, label])
+            for k, (name, help_, label) in LABELLED.items()
         }
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:

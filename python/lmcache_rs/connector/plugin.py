@@ -28,7 +28,8 @@ def register() -> None:
         if name == "LMCacheConnectorV1" and real_lmcache_installed() and not _is_set(OVERRIDE):
             logger.info(
                 "A real LMCache is installed and keeps the name LMCacheConnectorV1; lmcache_rs is LMCacheRsConnector "
-                "(%s=1 gives it both)", OVERRIDE,
+                "(%s=1 gives it both)",
+                OVERRIDE,
             )
             continue
         KVConnectorFactory._registry.pop(name, None)

@@ -50,7 +50,7 @@ class Record:
 
     @property
     def id(self) -> str:
-        """vLLM's internal request id."""
+        """VLLM's internal request id."""
         request_id: str = self.request.request_id
         return request_id
 

@@ -22,7 +22,7 @@ logger = init_logger(__name__)
 TAG_PREFIX = "lmcache.tag."
 
 SYNC_LOAD_BYTES = 64 << 20
-"""Loads up to this size hold the step by default: some milliseconds, less than the extra steps of an asynchronous one."""
+"""Loads up to this size hold the step by default: a few milliseconds, fewer than an asynchronous one's extra steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,12 @@ class SchedulerSide:
     """Owns the index. Every method is called by vLLM's scheduler thread; none of them waits."""
 
     def __init__(
-        self, config: Config, geometry: Geometry, roles: Roles, hash_algorithm: str, tail_hash: TailHash,
+        self,
+        config: Config,
+        geometry: Geometry,
+        roles: Roles,
+        hash_algorithm: str,
+        tail_hash: TailHash,
         counters: Counters,
     ) -> None:
         self._geometry = geometry
@@ -51,7 +56,9 @@ class SchedulerSide:
             may_load=roles.may_load,
             tails=config.tails,
             asynchronous=config.enable_async_loading,
-            sync_bytes_max=SYNC_LOAD_BYTES if config.sync_load_max_bytes is None else config.sync_load_max_bytes,
+            sync_bytes_max=SYNC_LOAD_BYTES
+            if config.sync_load_max_bytes is None
+            else config.sync_load_max_bytes,
             min_tokens=config.min_retrieve_tokens,
             max_tokens=config.max_tokens_per_load,
             skip_last_tokens=config.skip_last_n_tokens,
@@ -62,7 +69,12 @@ class SchedulerSide:
         self._ledger = Ledger(self.index, self._held, geometry.ranks, counters)
         self._lookup = Lookup(self.index, size, geometry.row_bytes, rules, counters, tail_hash)
         self._planner = StorePlanner(
-            self.index, size, StoreRules(config.save_decode_cache, config.tails, config.skip_last_n_tokens), self._held, self._ledger, self._lookup,
+            self.index,
+            size,
+            StoreRules(config.save_decode_cache, config.tails, config.skip_last_n_tokens),
+            self._held,
+            self._ledger,
+            self._lookup,
             counters,
         )
         self._space = KeySpace(hash_algorithm)
@@ -126,7 +138,9 @@ class SchedulerSide:
             if plan is not None and not record.loading and plan.lease is not None:
                 plan.lease.release()
 
-    def _order_load(self, record: Record, plan: Plan, first: int, block_ids: list[int], end_tokens: int) -> None:
+    def _order_load(
+        self, record: Record, plan: Plan, first: int, block_ids: list[int], end_tokens: int
+    ) -> None:
         lease = plan.lease
         count = len(block_ids)
         rows = np.frombuffer(lease.rows(first), dtype=np.uint32)[:count] if lease is not None else ()
@@ -159,7 +173,7 @@ class SchedulerSide:
             del orders.stores[late:]
             self._storing.clear()
             self.counters.add("dropped_stores:planning")
-            raise PlanningFailed(orders) from None
+            raise PlanningError(orders) from None
         return orders
 
     def _plan_stores(self, scheduled: Any, stores: list[StoreOrder]) -> None:
@@ -229,7 +243,7 @@ class SchedulerSide:
             self._closed = True
 
 
-class PlanningFailed(Exception):
+class PlanningError(Exception):
     """Stores could not be planned; `orders` has what must be ordered all the same."""
 
     def __init__(self, orders: StepOrders) -> None:

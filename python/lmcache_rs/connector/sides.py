@@ -72,14 +72,17 @@ class Sides:
 def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
     """Read the configuration and build the side of `role`.
 
-    A wrong configuration raises `ConfigError` and stops the start; anything else that fails leaves vLLM without a cache.
+    A wrong configuration raises `ConfigError` and stops the start; anything else that fails leaves vLLM without cache.
     """
     transfer = vllm_config.kv_transfer_config
     config = load_config(transfer.kv_connector_extra_config)
     is_scheduler = role == api.KVConnectorRole.SCHEDULER
     try:
         geometry = inspect(
-            vllm_config, kv_cache_config, api.device_type(), config.max_local_cpu_bytes if config.local_cpu else 0
+            vllm_config,
+            kv_cache_config,
+            api.device_type(),
+            config.max_local_cpu_bytes if config.local_cpu else 0,
         )
         sides = Sides(config, geometry)
         if is_scheduler:
@@ -97,8 +100,13 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
     return sides
 
 
-def _scheduler_side(vllm_config: Any, config: Config, geometry: Geometry, counters: Counters) -> SchedulerSide:
-    transfer, hash_algorithm = vllm_config.kv_transfer_config, vllm_config.cache_config.prefix_caching_hash_algo
+def _scheduler_side(
+    vllm_config: Any, config: Config, geometry: Geometry, counters: Counters
+) -> SchedulerSide:
+    transfer, hash_algorithm = (
+        vllm_config.kv_transfer_config,
+        vllm_config.cache_config.prefix_caching_hash_algo,
+    )
     return SchedulerSide(
         config,
         geometry,
@@ -130,9 +138,10 @@ def _announce(config: Config, geometry: Geometry | Declined) -> None:
     logger.info(
         "Chunks of %d tokens, blocks of %d tokens and %.2f MiB a rank; configuration: %s",
         max(1, config.chunk_size // geometry.block_size) * geometry.block_size,
-        geometry.block_size, geometry.row_bytes / 2**20, config.describe(),
+        geometry.block_size,
+        geometry.row_bytes / 2**20,
+        config.describe(),
     )
-
 
 
 def _make_mover(config: Config, geometry: Geometry, kv_caches: Mapping[str, Any]) -> CpuMover | None:
@@ -140,11 +149,18 @@ def _make_mover(config: Config, geometry: Geometry, kv_caches: Mapping[str, Any]
     untouched = sum(t.numel() * t.element_size() for t in tensors) * geometry.ranks
     size = clamp(config.max_local_cpu_bytes, config.reserve_local_cpu_bytes, untouched, geometry.ranks)
     if pool_rows(size, geometry.row_bytes) == 0:
-        logger.warning("max_local_cpu_size: %d bytes do not hold one block of %d bytes", size, geometry.row_bytes)
+        logger.warning(
+            "max_local_cpu_size: %d bytes do not hold one block of %d bytes", size, geometry.row_bytes
+        )
         return None
     row_bytes = sum(t.numel() * t.element_size() for t in tensors) // geometry.gpu_blocks
     pool = HostPool(size, row_bytes, config.prefault_threads, config.local_cpu_use_hugepages)
-    logger.info("Host pool: %d rows of %.2f MiB, %.2f GiB", pool.rows, pool.row_stride / 2**20, pool.size_bytes / 2**30)
+    logger.info(
+        "Host pool: %d rows of %.2f MiB, %.2f GiB",
+        pool.rows,
+        pool.row_stride / 2**20,
+        pool.size_bytes / 2**30,
+    )
     return CpuMover(pool, tensors, geometry.gpu_blocks, config.copy_threads or default_threads())
 
 

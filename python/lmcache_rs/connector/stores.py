@@ -36,7 +36,13 @@ class StorePlanner:
     """Plans the stores of one step."""
 
     def __init__(
-        self, index: Index, block_size: int, rules: StoreRules, held: HeldBlocks, ledger: Ledger, lookup: Lookup,
+        self,
+        index: Index,
+        block_size: int,
+        rules: StoreRules,
+        held: HeldBlocks,
+        ledger: Ledger,
+        lookup: Lookup,
         counters: Counters,
     ) -> None:
         self._index = index
@@ -106,9 +112,7 @@ class StorePlanner:
         tokens = end - first * size
         rows = np.frombuffer(reservation.rows, dtype=np.uint32)
         order = self._ledger.open_store(step, record, reservation, rows, blocks, tokens)
-        logger.info(
-            "Storing KV cache for %d out of %d tokens for request %s", tokens, final, record.user_id
-        )
+        logger.info("Storing KV cache for %d out of %d tokens for request %s", tokens, final, record.user_id)
         return order
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -19,12 +20,12 @@ from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 try:  # since 0.30: a failed asynchronous load is reported by request, before by block ids
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 except ImportError:
-    KVConnectorTransferResults = None
+    KVConnectorTransferResults = None  # type: ignore[assignment,misc]
 
 try:  # since 0.32
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
 except ImportError:
-    CacheHitSource = None
+    CacheHitSource = None  # type: ignore[assignment,misc]
 
 __all__ = [
     "CacheHitSource",
@@ -97,7 +98,7 @@ def inside_multi_connector() -> bool:
 
     The configuration a child gets is a copy that does not say so; the caller's frame does.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if type(frame.f_locals.get("self")).__name__ == "MultiConnector":
             return True

@@ -6,14 +6,14 @@ from lmcache_rs.connector import vllm_api as api
 from lmcache_rs.connector.barrier import Barrier, guard
 from lmcache_rs.connector.metrics import LMCachePromMetrics, LMCacheStats
 from lmcache_rs.connector.orders import StepOrders
-from lmcache_rs.connector.scheduler import PlanningFailed
+from lmcache_rs.connector.scheduler import PlanningError
 from lmcache_rs.connector.sides import Sides, build
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
 
 
-class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):  # type: ignore[misc] # vLLM is untyped here
+class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     """KV cache offloading to host memory, in the engine's own process.
 
     vLLM makes one for its scheduler and one for each worker. A side that is not served (another role, or a model that
@@ -65,14 +65,14 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):  # type: igno
 
     @guard(lambda: (None, None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        """vLLM up to 0.29: (sent, received) request ids; a failed load is told by `get_block_ids_with_load_errors`."""
+        """VLLM up to 0.29: (sent, received) request ids; a failed load is told by `get_block_ids_with_load_errors`."""
         if self._worker is None:
             return None, None
         received, _ = self._worker.take_received(failed_as_blocks=True)
         return None, received or None
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
-        """vLLM since 0.30: ended loads, and those of them that failed, by request id."""
+        """VLLM since 0.30: ended loads, and those of them that failed, by request id."""
         try:
             received, failed = self._worker.take_received() if self._worker is not None else (set(), set())
         except Exception as error:
@@ -126,7 +126,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):  # type: igno
         try:
             if self._scheduler is not None:
                 orders = self._scheduler.plan_step(scheduler_output)
-        except PlanningFailed as failure:
+        except PlanningError as failure:
             self._barrier.report("build_connector_meta", failure)
             orders = failure.orders
         except Exception as error:
@@ -151,7 +151,9 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):  # type: igno
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """As `request_finished`; models with several cache groups are declined."""
-        answer: tuple[bool, dict[str, Any] | None] = self.request_finished(request, block_ids[0] if block_ids else [])
+        answer: tuple[bool, dict[str, Any] | None] = self.request_finished(
+            request, block_ids[0] if block_ids else []
+        )
         return answer
 
     @guard(lambda: False)
@@ -189,7 +191,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):  # type: igno
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:
-        """vLLM's loggers rebuild statistics that crossed a process boundary."""
+        """VLLM's loggers rebuild statistics that crossed a process boundary."""
         return LMCacheStats(data=data or {})
 
     @classmethod
@@ -200,8 +202,8 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):  # type: igno
         return LMCachePromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def _orders(self) -> StepOrders:
-        orders: StepOrders = self._get_connector_metadata().orders
-        return orders
+        metadata = self._get_connector_metadata()
+        return metadata.orders if isinstance(metadata, api.ConnectorMetadata) else StepOrders()
 
 
 class LMCacheRsConnector(LMCacheConnectorV1):

@@ -15,8 +15,9 @@ logger = init_logger(__name__)
 class Mover(Protocol):
     """Copies between pool rows and KV blocks; `lmcache_rs.copy` has one for each kind of device."""
 
-    rows: int
-    """Rows of the pool."""
+    @property
+    def rows(self) -> int:
+        """Rows of the pool."""
 
     def load_now(self, rows: Numbers, blocks: Numbers) -> int:
         """Load before the step's forward reads the blocks. Returns bytes."""

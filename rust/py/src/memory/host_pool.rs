@@ -24,7 +24,10 @@ pub struct HostPool {
 #[pymethods]
 impl HostPool {
     #[new]
-    #[pyo3(signature = (size_bytes, row_bytes, prefault_threads = Count(1), huge_pages = true))]
+    #[pyo3(
+        signature = (size_bytes, row_bytes, prefault_threads = Count(1), huge_pages = true),
+        text_signature = "(size_bytes, row_bytes, prefault_threads=1, huge_pages=True)"
+    )]
     fn new(
         py: Python<'_>,
         size_bytes: Count<usize>,

@@ -23,7 +23,7 @@ pub struct Mover {
 #[pymethods]
 impl Mover {
     #[new]
-    #[pyo3(signature = (pool, layers, threads = Count(1)))]
+    #[pyo3(signature = (pool, layers, threads = Count(1)), text_signature = "(pool, layers, threads=1)")]
     fn new(py: Python<'_>, pool: &HostPool, layers: &KvLayers, threads: Count<usize>) -> PyResult<Self> {
         let (pool, layers) = (pool.pool.clone(), Arc::clone(&layers.layers));
         detached(py, || lmcache_core::Mover::new(pool, layers, threads.0))
@@ -64,7 +64,7 @@ impl Mover {
         detached(py, || mover.drain(timeout_s.0))
     }
 
-    #[pyo3(signature = (timeout_s = Timeout(CLOSE_DEFAULT)))]
+    #[pyo3(signature = (timeout_s = Timeout(CLOSE_DEFAULT)), text_signature = "($self, timeout_s=5.0)")]
     fn close(&self, py: Python<'_>, timeout_s: Timeout) -> PyResult<bool> {
         let mover = self.get()?;
         detached(py, || mover.close(timeout_s.0))
