@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-# `tests` is not a package; pytest puts the folder of conftest.py on the path.
-from conftest import ROOT, RunScript, clean_environment, end_session
+from support import ROOT, RunScript, clean_environment, end_session
 
 EXAMPLES = ROOT / "examples"
 SECONDS = r"\d+\.\d\d"
@@ -130,6 +129,12 @@ def test_online_quickstart(server: tuple[int, Path], smollm2: Path) -> None:
     assert "Paris" in first
     assert first == second
     assert_log_lines(log.read_text(), answers)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        metrics = page.read().decode()
+    for name, value in {"num_hit_tokens": 30, "num_stored_tokens": 31, "num_retrieve_requests": 1}.items():
+        assert re.search(rf"^lmcache:{name}_total{{.*}} {value}\.0$", metrics, re.MULTILINE), name
+    assert re.search(r'^lmcache:num_misses_total{.*reason="not_found".*} 1\.0$', metrics, re.MULTILINE)
+    assert re.search(r"^lmcache:local_cache_used_rows{.*} 1\.0$", metrics, re.MULTILINE)
 
 
 def assert_log_lines(log: str, answers: list[dict[str, Any]]) -> None:

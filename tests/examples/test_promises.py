@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from support import ROOT
 
 READMES = (ROOT / "README.md", ROOT / "examples" / "online" / "README.md")
 # Commands of the READMEs that a test runs, if with smaller sizes, and which.

@@ -11,7 +11,7 @@ import pytest
 import demo
 import progress
 import setup_env
-from conftest import ROOT, RunScript
+from support import ROOT, RunScript
 
 
 def test_a_command_that_fails_is_tried_again_then_named(

@@ -41,6 +41,20 @@ class Scenario:
             options["kv_transfer_config"] = KVTransferConfig(**connector)
         self.llm = LLM(model=model, **(options | llm))
         self.ids = 0
+        self.preempted = 0
+        self._count_preemptions()
+
+    def _count_preemptions(self) -> None:
+        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
+        if core is None:  # the scheduler lives in another process
+            return
+        preempt = core.scheduler._preempt_request
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            self.preempted += 1
+            return preempt(*arguments, **options)
+
+        core.scheduler._preempt_request = counting
 
     def sampling(self, max_tokens: int, params: dict[str, Any] | None = None) -> Any:
         from vllm import SamplingParams
@@ -109,6 +123,29 @@ class Scenario:
         from lmcache_rs.v1.cache_engine import LMCacheEngineBuilder
 
         LMCacheEngineBuilder.destroy(ENGINE_NAME)
+
+    def record_keys(self) -> None:
+        """From now on note the keys under which requests are looked up."""
+        side = handle()._scheduler
+        self.recorded: list[str] = []
+        lookup = side._lookup
+        answer = lookup.answer
+
+        def noting(record: Any, *arguments: Any, **options: Any) -> Any:
+            hashes = [
+                *record.request.block_hashes,
+                lookup.tail(record, len(record.request.block_hashes) * 32),
+            ]
+            self.recorded += [record.space.key(block_hash).hex() for block_hash in hashes]
+            return answer(record, *arguments, **options)
+
+        lookup.answer = noting
+
+    def keys(self) -> list[str]:
+        return self.recorded
+
+    def preemptions(self) -> int:
+        return self.preempted
 
     def shift_rows(self) -> None:
         """Negative control: every stored row now holds its neighbour's bytes."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import conftest
+import support
 
 
 @pytest.mark.parametrize(
@@ -15,9 +15,9 @@ import conftest
 def test_without_vllm_its_tests_fail_in_ci_and_are_skipped_elsewhere(
     in_ci: bool, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conftest, "IN_CI", in_ci)
-    monkeypatch.setattr(conftest.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(support, "IN_CI", in_ci)
+    monkeypatch.setattr(support.importlib.util, "find_spec", lambda _: None)
     wants_vllm = SimpleNamespace(get_closest_marker=lambda name: name == "vllm")
     with pytest.raises(outcome, match="vLLM is not installed"):
-        conftest.pytest_runtest_setup(wants_vllm)
-    conftest.pytest_runtest_setup(SimpleNamespace(get_closest_marker=lambda _: None))
+        support.require_markers(wants_vllm)
+    support.require_markers(SimpleNamespace(get_closest_marker=lambda _: None))
