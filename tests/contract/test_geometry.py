@@ -30,7 +30,13 @@ def look(
 
 
 def test_what_is_served() -> None:
-    assert look() == Geometry(16, 8192, 128, ("a", "b"), 10, 2)
+    assert look() == Geometry(16, 8192, 128, ("a", "b"), 10, 2, 2)
+
+
+def test_engines_of_one_host_share_its_memory() -> None:
+    geometry = look(data_parallel_size_local=3)
+    assert isinstance(geometry, Geometry)
+    assert (geometry.ranks, geometry.ranks_on_host) == (2, 6)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ class Geometry:
     """Blocks in vLLM's pool."""
     ranks: int
     """Workers of this engine: each holds its own part of a row."""
+    ranks_on_host: int
+    """Workers that share this machine's memory, those of other data-parallel engines included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +75,5 @@ def inspect(vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes
         layer_names=names,
         gpu_blocks=kv_cache_config.num_blocks,
         ranks=parallel.world_size,
+        ranks_on_host=parallel.world_size * getattr(parallel, "data_parallel_size_local", 1),
     )
