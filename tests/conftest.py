@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,9 @@ import prepare_model
 import tiny_model as tiny_model_script
 from progress import CommandError
 from support import RunScript, lack, require_markers
+from vllm_scenarios import Run, Steps
+
+SCENARIO = Path(__file__).with_name("scenario.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -47,3 +53,42 @@ def hash_of(path: Path) -> str:
 def run_script(tmp_path: Path) -> RunScript:
     """A RunScript that keeps its files in the test's own folder."""
     return RunScript(tmp_path)
+
+
+@pytest.fixture
+def run_scenario(tiny_model: Path, run_script: RunScript) -> Callable[..., Run]:
+    """`run_scenario(steps, connector=..., llm={...}, env={...}, model=..., in_process=True)`."""
+
+    def run(
+        steps: Steps,
+        connector: dict[str, Any] | None = None,
+        llm: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+        model: Path | None = None,
+        in_process: bool = True,
+    ) -> Run:
+        spec = {"model": str(model or tiny_model), "llm": llm or {}, "connector": connector, "steps": steps}
+        settings = {"LMCACHE_MAX_LOCAL_CPU_SIZE": "64MiB"} | (env or {})
+        done = run_script(SCENARIO, json.dumps(spec), env=settings, in_process=in_process)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
+        assert lines, done.stdout[-6000:]
+        return Run(json.loads(lines[-1].removeprefix("RESULTS ")), done.stdout)
+
+    return run
+
+
+_BASELINES: dict[str, Run] = {}
+
+
+@pytest.fixture
+def baseline(run_scenario: Callable[..., Run]) -> Callable[..., Run]:
+    """The same steps without a connector; run once for equal steps and options."""
+
+    def run(steps: Steps, **options: Any) -> Run:
+        plain = [(name, arguments) for name, arguments in steps if name in ("generate", "abort")]
+        key = json.dumps([plain, options], sort_keys=True, default=str)
+        if key not in _BASELINES:
+            _BASELINES[key] = run_scenario(plain, **options)
+        return _BASELINES[key]
+
+    return run

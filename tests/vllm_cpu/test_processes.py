@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_scenarios import Run, Steps, connector, generate
 
 from support import clean_environment, end_session
+from vllm_scenarios import Run, Steps, connector, generate
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

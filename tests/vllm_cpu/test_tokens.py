@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from vllm_scenarios import Run, Steps, connector, generate
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -86,6 +86,7 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
         )
         sides = Sides(config, geometry)
         if is_scheduler:
+            api.make_block_hashes_repeatable()
             _set_failure_policy(transfer, config)
             _announce(config, geometry)
         if isinstance(geometry, Geometry):
@@ -147,7 +148,9 @@ def _announce(config: Config, geometry: Geometry | Declined) -> None:
 def _make_mover(config: Config, geometry: Geometry, kv_caches: Mapping[str, Any]) -> CpuMover | None:
     tensors = list({t.data_ptr(): t for t in (kv_caches[n] for n in geometry.layer_names)}.values())
     untouched = sum(t.numel() * t.element_size() for t in tensors) * geometry.ranks_on_host
-    size = clamp(config.max_local_cpu_bytes, config.reserve_local_cpu_bytes, untouched, geometry.ranks_on_host)
+    size = clamp(
+        config.max_local_cpu_bytes, config.reserve_local_cpu_bytes, untouched, geometry.ranks_on_host
+    )
     if pool_rows(size, geometry.row_bytes) == 0:
         logger.warning(
             "max_local_cpu_size: %d bytes do not hold one block of %d bytes", size, geometry.row_bytes

@@ -1,5 +1,6 @@
 """Everything taken from vLLM, and what differs between its versions."""
 
+import os
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -39,6 +40,7 @@ __all__ = [
     "WorkerMetadata",
     "device_type",
     "inside_multi_connector",
+    "make_block_hashes_repeatable",
     "make_tail_hash",
 ]
 
@@ -91,6 +93,17 @@ def make_tail_hash(hash_algorithm: str, block_size: int) -> Callable[[Any, int],
         return bytes(hash_block_tokens(hash_function, parent, request.all_token_ids[start:end], extra))
 
     return tail_hash
+
+
+def make_block_hashes_repeatable() -> None:
+    """Have vLLM up to 0.28 root its block hashes at a fixed value instead of a random one.
+
+    Later versions do so themselves. vLLM reads the seed after its scheduler has made the connector.
+    """
+    from vllm.v1.core import kv_cache_utils
+
+    if not hasattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED"):
+        os.environ.setdefault("PYTHONHASHSEED", "0")
 
 
 def inside_multi_connector() -> bool:
