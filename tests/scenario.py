@@ -7,6 +7,7 @@ Prompts are lists of `[seed, tokens]` pieces, so that prompts share prefixes whe
 import json
 import random
 import sys
+import time
 from typing import Any
 
 VOCABULARY = 4096
@@ -102,6 +103,15 @@ class Scenario:
 
     def reset(self, connector: bool = True) -> bool:
         return bool(self.llm.reset_prefix_cache(reset_connector=connector))
+
+    def settle(self) -> None:
+        """Step until nothing is in flight: one process makes no steps of its own after the last request."""
+        for _ in range(1000):
+            if not handle()._scheduler.has_work():
+                return
+            self.llm.llm_engine.step()
+            time.sleep(1e-3)
+        raise RuntimeError("stores were not acknowledged")
 
     def sleep(self, level: int = 1) -> None:
         self.llm.sleep(level=level)

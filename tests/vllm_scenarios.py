@@ -33,3 +33,29 @@ def connector(role: str = "kv_both", name: str = "LMCacheConnectorV1", **extra: 
     """A `kv_transfer_config`; `extra` are settings without their `lmcache.` prefix."""
     settings = {f"lmcache.{k}": v for k, v in extra.items()}
     return {"kv_connector": name, "kv_role": role, "kv_connector_extra_config": settings}
+
+
+SHORT, EXACT, LONG = [[1, 300]], [[2, 256]], [[3, 3000]]
+EXTENDED = [[3, 2560], [4, 200]]
+BATCH = [[[10 + i, 600]] for i in range(6)]
+MANY = [[[30 + i, 900]] for i in range(8)]
+TINY = [[[50 + i, 31 + i]] for i in range(8)]
+
+# A life of requests: repeated, longer, in batches, preempted; HITS are what is found when nothing is evicted.
+LIFE: Steps = [
+    generate(SHORT),
+    generate(SHORT),
+    generate(EXACT),
+    generate(EXACT),
+    generate(LONG),
+    generate(LONG),
+    generate(EXTENDED),
+    generate(*BATCH),
+    generate(*BATCH),
+    generate(*TINY),
+    generate(*TINY, SHORT, LONG),
+    generate(*MANY, max_tokens=200),
+    generate(*MANY, max_tokens=200),
+    generate(SHORT, *BATCH, EXTENDED),
+]
+HITS = {1: [299], 3: [255], 5: [2999], 6: [2560]}

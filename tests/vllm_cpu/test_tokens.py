@@ -8,33 +8,9 @@ from typing import Any
 
 import pytest
 
-from vllm_scenarios import Run, Steps, connector, generate
+from vllm_scenarios import BATCH, HITS, LIFE, LONG, Run, Steps, connector, generate
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
-
-SHORT, EXACT, LONG = [[1, 300]], [[2, 256]], [[3, 3000]]
-EXTENDED = [[3, 2560], [4, 200]]
-BATCH = [[[10 + i, 600]] for i in range(6)]
-MANY = [[[30 + i, 900]] for i in range(8)]
-TINY = [[[50 + i, 31 + i]] for i in range(8)]
-
-LIFE: Steps = [
-    generate(SHORT),
-    generate(SHORT),
-    generate(EXACT),
-    generate(EXACT),
-    generate(LONG),
-    generate(LONG),
-    generate(EXTENDED),
-    generate(*BATCH),
-    generate(*BATCH),
-    generate(*TINY),
-    generate(*TINY, SHORT, LONG),
-    generate(*MANY, max_tokens=200),
-    generate(*MANY, max_tokens=200),
-    generate(SHORT, *BATCH, EXTENDED),
-]
-HITS = {1: [299], 3: [255], 5: [2999], 6: [2560]}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
