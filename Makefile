@@ -54,11 +54,16 @@ format: setup
 	$(BIN)/ruff format .
 
 .PHONY: bench  ## Run the benchmarks that need no GPU, Rust (criterion) and Python.
-bench: setup
+bench: setup model
 	cargo bench --workspace --exclude lmcache-py
 	@set -e; for bench in benches/*.py; do \
 		if [ -e "$$bench" ]; then echo "== $$bench"; $(BIN)/python "$$bench"; fi; \
 	done
+
+.PHONY: bench-gpu  ## Run the benchmarks of an NVIDIA GPU: copies beside the card's own, the engine beside its peers.
+bench-gpu: setup
+	$(BIN)/python benches/gpu/copies.py
+	$(BIN)/python benches/gpu/engine.py
 
 .PHONY: wheel  ## Build the wheels to ship into dist/.
 wheel: setup

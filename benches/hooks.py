@@ -1,6 +1,6 @@
 """Time spent inside the connector's hooks, both roles, copies included, as a share of a cold run of the real engine.
 
-    python benches/hooks.py --model .models/SmolLM2-135M-Instruct [--num-prompts 2] [--num-tokens 4000] [--repeats 3]
+    python benches/hooks.py [--model .models/SmolLM2-135M-Instruct] [--num-prompts 2] [--num-tokens 4000] [--repeats 3]
 
 The floor is 0: a run without a connector calls no hooks. One process, so that both roles are counted.
 """
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default=".models/SmolLM2-135M-Instruct")
     parser.add_argument("--num-prompts", type=int, default=2)
     parser.add_argument("--num-tokens", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=3)

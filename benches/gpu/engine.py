@@ -1,0 +1,115 @@
+"""The engine benchmark: lmcache_rs beside no connector and its peers, processes alternating, as a table of medians.
+
+    python benches/gpu/engine.py [--modes none,lmcache_rs,offload] [--rounds 3]
+
+Prints the card, the versions and the floor: the KV of ten prompts at the card's own copy speed, plus one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine_run import KV_BYTES_PER_TOKEN, PROMPTS, TOKENS
+
+RUN = Path(__file__).with_name("engine_run.py")
+PROCESS_S_MAX = 420
+
+FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "first run, s": lambda r: r["cold_s"],
+    "second run, s": lambda r: r["warm_s"][0],
+    "best later run, s": lambda r: min(r["warm_s"]),
+    "one hit alone, p50 ms": lambda r: statistics.median(r["hit_ms"]),
+    "1,000 tokens computed, ms": lambda r: r["short"]["computed_ms"],
+    "1,000 tokens found, ms": lambda r: r["short"]["found_ms"],
+    "token gap without hits, p50 ms": lambda r: r["streams"]["quiet_ms"],
+    "token gap beside hits, mean ms": lambda r: r["streams"]["gap_mean_ms"],
+    "token gap beside hits, p99 ms": lambda r: r["streams"]["gap_p99_ms"],
+    "first token of those hits, p50 ms": lambda r: r["streams"]["ttft_p50_ms"],
+    "first token beside a cold prefill, p50 ms": lambda r: r["beside_prefill"]["ttft_p50_ms"],
+    "engine start, s": lambda r: r["start_s"],
+}
+
+
+def run_once(mode: str, arguments: list[str]) -> dict[str, Any] | None:
+    """One process; None, with the end of its output shown, when it fails."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(RUN), mode, *arguments], capture_output=True, text=True, timeout=PROCESS_S_MAX
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    print(f"{mode}: {'done' if lines else 'FAILED'} after {time.monotonic() - began:.0f} s", flush=True)
+    if not lines:
+        print((done.stdout + done.stderr)[-3000:], flush=True)
+        return None
+    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return result
+
+
+def copy_speed() -> float:
+    """GB/s of one pinned copy to the card, the best of five: the floor of every load."""
+    import torch
+
+    host = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
+    device = torch.empty_like(host, device="cuda")
+    best = 0.0
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        device.copy_(host, non_blocking=True)
+        torch.cuda.synchronize()
+        best = max(best, host.numel() / (time.perf_counter() - began) / 1e9)
+    return best
+
+
+def main() -> None:
+    """Alternate the modes, then print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--modes", default="none,lmcache_rs,offload")
+    parser.add_argument("--rounds", type=int, default=3)
+    options, others = parser.parse_known_args()
+    modes = options.modes.split(",")
+    results: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+    for _ in range(options.rounds):
+        for mode in modes:
+            result = run_once(mode, others)
+            if result is not None:
+                results[mode].append(result)
+
+    import torch
+    import vllm
+
+    speed = copy_speed()
+    floor = PROMPTS * (TOKENS + 1) * KV_BYTES_PER_TOKEN / speed / 1e9
+    print(f"\n{torch.cuda.get_device_name()}, vLLM {vllm.__version__}, torch {torch.__version__}")
+    print(
+        f"pinned copy to the card {speed:.1f} GB/s; floor of a warm run {floor:.3f} s of copying and one step"
+    )
+    print(f"{'median (least to most)':42}" + "".join(f"{mode:>26}" for mode in modes))
+    for name, figure in FIGURES.items():
+        cells = []
+        for mode in modes:
+            values = [figure(result) for result in results[mode]]
+            cells.append(
+                f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+                if values
+                else "failed"
+            )
+        print(f"{name:42}" + "".join(f"{cell:>26}" for cell in cells))
+    same = {mode: all(r["same"] for r in results[mode]) for mode in modes}
+    print(
+        f"{'same first tokens in every run':42}" + "".join(f"{'yes' if same[m] else 'NO':>26}" for m in modes)
+    )
+
+
+if __name__ == "__main__":
+    main()
