@@ -49,7 +49,7 @@ CONNECTORS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def prompt(seed: int, tokens: int = TOKENS) -> dict[str, list[int]]:
+def prompt(seed: int, tokens: int = TOKENS) -> Any:
     """A prompt that shares no block with one of another seed."""
     return {"prompt_token_ids": [seed] + [1000 + (j * 7 + seed * 13) % 5000 for j in range(tokens)]}
 
@@ -127,7 +127,9 @@ class Engine:
         once = self.sampling(temperature=0, max_tokens=1, detokenize=False)
         for i in range(0 if cold_prefill else STREAMS):
             engine.add_request(f"d{i}", prompt(90_000 + i, 100), decode)
-        began, sent, first = time.perf_counter(), {}, {}
+        began = time.perf_counter()
+        sent: dict[str, float] = {}
+        first: dict[str, float] = {}
         last: dict[str, float] = {}
         gaps: list[tuple[float, float]] = []
         start_s = 0.05 if cold_prefill else 1.0
@@ -173,7 +175,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     engine = Engine(options.mode, options.cpu_gb, options.gpu_gb)
-    result = {"mode": options.mode, "start_s": engine.start_s, **engine.benefit()}
+    result: dict[str, Any] = {"mode": options.mode, "start_s": engine.start_s, **engine.benefit()}
     result["hit_ms"] = engine.single_hits()
     result["short"] = engine.short_hits()
     result["streams"] = engine.beside_streams()
