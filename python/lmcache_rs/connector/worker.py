@@ -1,6 +1,5 @@
 """The worker side: owns this rank's host memory and moves its bytes, as the scheduler side orders."""
 
-import time
 from typing import Protocol
 
 import numpy as np
@@ -19,8 +18,8 @@ class Mover(Protocol):
     def rows(self) -> int:
         """Rows of the pool."""
 
-    def load_now(self, rows: Numbers, blocks: Numbers) -> int:
-        """Load before the step's forward reads the blocks. Returns bytes."""
+    def load_now(self, job: int, rows: Numbers, blocks: Numbers) -> None:
+        """Load before the step's forward reads the blocks, whichever way the device orders the two."""
 
     def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Load beside whatever runs."""
@@ -29,7 +28,7 @@ class Mover(Protocol):
         """Store the blocks as they are after what the step has computed so far."""
 
     def poll(self) -> list[tuple[int, int, float]]:
-        """Submitted jobs that ended: (job, bytes or -1, seconds)."""
+        """Jobs of all three kinds that ended, nothing touching their rows or blocks any more: (job, bytes or -1, s)."""
 
     def close(self) -> None:
         """End in bounded time; nothing touches KV or rows afterwards."""
@@ -43,6 +42,7 @@ class WorkerSide:
         self._mover: Mover | None = None
         self._rows_unreported = False
         self._async_loads: dict[int, LoadOrder] = {}
+        self._sync_loads: dict[int, LoadOrder] = {}
         self._begun: StepOrders | None = None
         self._acks: dict[int, JobResult] = {}
         self._received: set[str] = set()
@@ -80,12 +80,11 @@ class WorkerSide:
     def after_forward(self, orders: StepOrders) -> None:
         """The step's KV is computed: store."""
         for order in orders.stores:
-            began = time.perf_counter()
             try:
                 self._require_mover().store(order.job, order.rows, order.blocks)
             except Exception as error:
                 self._barrier.report("store", error)
-                self._acks[order.job] = JobResult(1, 1, 0, time.perf_counter() - began)
+                self._end(order.job, JobResult(1, 1, 0, 0.0))
 
     def take_received(self, failed_as_blocks: bool = False) -> tuple[set[str], set[str]]:
         """Requests whose asynchronous load ended since the last call, and those of them whose load failed.
@@ -120,8 +119,8 @@ class WorkerSide:
             self._mover.close()
             self._poll()
             self._mover = None
-        for order in list(self._async_loads.values()):
-            self._end_async(order, JobResult(1, 1, 0, 0.0))
+        for job in (*self._async_loads, *self._sync_loads):
+            self._end(job, JobResult(1, 1, 0, 0.0))
 
     def _require_mover(self) -> Mover:
         if self._mover is None:
@@ -134,18 +133,15 @@ class WorkerSide:
             self._require_mover().submit_load(order.job, order.rows, order.blocks)
         except Exception as error:
             self._barrier.report("load", error)
-            self._end_async(order, JobResult(1, 1, 0, 0.0))
+            self._end(order.job, JobResult(1, 1, 0, 0.0))
 
     def _load_now(self, order: LoadOrder) -> None:
-        began = time.perf_counter()
+        self._sync_loads[order.job] = order
         try:
-            moved = self._require_mover().load_now(order.rows, order.blocks)
+            self._require_mover().load_now(order.job, order.rows, order.blocks)
         except Exception as error:
             self._barrier.report("load", error)
-            self._bad_blocks.update(order.blocks.tolist())
-            self._acks[order.job] = JobResult(1, 1, 0, time.perf_counter() - began)
-        else:
-            self._acks[order.job] = JobResult(1, 0, moved, time.perf_counter() - began)
+            self._end(order.job, JobResult(1, 1, 0, 0.0))
 
     def _report_broken(self, broken: BrokenLoad) -> None:
         if broken.asynchronous:
@@ -158,16 +154,16 @@ class WorkerSide:
         if self._mover is None:
             return
         for job, moved, seconds in self._mover.poll():
-            result = JobResult(1, int(moved < 0), max(0, moved), seconds)
-            order = self._async_loads.get(job)
-            if order is None:
-                self._acks[job] = result
-            else:
-                self._end_async(order, result)
+            self._end(job, JobResult(1, int(moved < 0), max(0, moved), seconds))
 
-    def _end_async(self, order: LoadOrder, result: JobResult) -> None:
-        del self._async_loads[order.job]
-        self._acks[order.job] = result
-        self._received.add(order.request_id)
-        if result.failed:
-            self._failed[order.request_id] = order.blocks
+    def _end(self, job: int, result: JobResult) -> None:
+        """A job ended: keep its answers for the scheduler side, and for vLLM if it was a load."""
+        self._acks[job] = result
+        order = self._async_loads.pop(job, None)
+        if order is not None:
+            self._received.add(order.request_id)
+            if result.failed:
+                self._failed[order.request_id] = order.blocks
+        order = self._sync_loads.pop(job, None)
+        if order is not None and result.failed:
+            self._bad_blocks.update(order.blocks.tolist())

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,9 @@ class CpuMover:
         """Rows of the pool."""
         return self._pool.rows
 
-    def load_now(self, rows: Numbers, blocks: Numbers) -> int:
-        """Load now. Returns bytes."""
-        return self._mover.copy("load", rows, blocks)
+    def load_now(self, job: int, rows: Numbers, blocks: Numbers) -> None:
+        """Load now; the result comes with the next poll."""
+        self._copy("load", job, rows, blocks)
 
     def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Load in the background."""
@@ -43,8 +43,11 @@ class CpuMover:
 
     def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Store now; the result comes with the next poll."""
+        self._copy("store", job, rows, blocks)
+
+    def _copy(self, direction: Literal["store", "load"], job: int, rows: Numbers, blocks: Numbers) -> None:
         began = time.perf_counter()
-        moved = self._mover.copy("store", rows, blocks)
+        moved = self._mover.copy(direction, rows, blocks)
         self._ended.append((job, moved, time.perf_counter() - began))
 
     def poll(self) -> list[tuple[int, int, float]]:
