@@ -104,7 +104,8 @@ class Config:
     sync_load_max_bytes: int | None = _key(
         None,
         v.optional(v.size(zero=True)),
-        "Loads of up to this size are made between two steps, which is quicker; none: lmcache_rs chooses.",
+        "Loads of up to this size, or of a request that is alone, are made between two steps, which is quicker; "
+        "0: none is; none: lmcache_rs chooses.",
         name="sync_load_max_size",
         ours=True,
     )

@@ -30,7 +30,7 @@ class LookupRules:
     tails: bool
     asynchronous: bool
     sync_bytes_max: int
-    """Loads up to this many bytes hold the step; longer ones let other requests run."""
+    """Loads up to this many bytes hold the step, and all loads of a request that is alone; 0: none ever does."""
     min_tokens: int
     max_tokens: int
     """The most tokens loaded for a request at once; 0: no limit."""
@@ -135,7 +135,8 @@ class Lookup:
         if reason is not None:
             return nothing
         load_bytes = (-(-total // size) - num_computed // size) * self._row_bytes
-        asynchronous = self._rules.asynchronous and not alone and load_bytes > self._rules.sync_bytes_max
+        limit = self._rules.sync_bytes_max
+        asynchronous = self._rules.asynchronous and load_bytes > limit and not (alone and limit)
         plan = Plan(
             num_computed,
             request.num_tokens,
