@@ -108,10 +108,7 @@ pub(crate) fn check_numbers(pool: &HostPool, kv_blocks: u32, rows: &[u32], block
         return Err(invalid(format!("row {row} is outside of the pool's {} rows", pool.rows())));
     }
     if let Some(block) = blocks.iter().find(|&&block| block >= kv_blocks) {
-        return Err(invalid(format!(
-            "block {block} is outside of the KV's {} blocks",
-            kv_blocks
-        )));
+        return Err(invalid(format!("block {block} is outside of the KV's {kv_blocks} blocks")));
     }
     Ok(())
 }

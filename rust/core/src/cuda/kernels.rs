@@ -136,9 +136,8 @@ fn fill(kernel: &str, width: Width) -> String {
         ("{STEP3}", 3 * step as usize),
     ];
     let kernel = kernel.replace("{TYPE}", if width == Width::Bytes16 { ".v4.u32" } else { ".u32" });
-    let kernel = numbers
-        .iter()
-        .fold(kernel, |kernel, (name, number)| kernel.replace(name, &number.to_string()));
+    let kernel =
+        numbers.iter().fold(kernel, |kernel, (name, number)| kernel.replace(name, &number.to_string()));
     (0..VECTORS as usize)
         .fold(kernel, |kernel, number| kernel.replace(&format!("{{V{number}}}"), &vector(number)))
 }
@@ -244,7 +243,10 @@ mod tests {
     fn everything_is_filled_in_and_the_parameters_fit() {
         for width in [Width::Bytes16, Width::Bytes4] {
             let ptx = ptx(width);
-            assert!(!["{N", "{B", "{P", "{T", "{F", "{V", "{S", "{I"].iter().any(|open| ptx.contains(open)), "{ptx}");
+            assert!(
+                !["{N", "{B", "{P", "{T", "{F", "{V", "{S", "{I"].iter().any(|open| ptx.contains(open)),
+                "{ptx}"
+            );
             assert!(ptx.is_ascii() && ptx.matches(".visible .entry").count() == 2);
         }
         assert!(24 + BLOCKS_MAX * size_of::<u32>() <= 4096);

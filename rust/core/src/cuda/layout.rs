@@ -121,9 +121,9 @@ impl Layout {
 
 /// The widest vectors that every page consists of; offsets in a row are sums of page sizes.
 fn width(layers: &[GpuLayer]) -> Option<Width> {
-    let bits = layers.iter().fold(0, |bits, layer| {
-        bits | layer.address | layer.block_stride as u64 | layer.page_bytes as u64
-    });
+    let bits = layers
+        .iter()
+        .fold(0, |bits, layer| bits | layer.address | layer.block_stride as u64 | layer.page_bytes as u64);
     [Width::Bytes16, Width::Bytes4].into_iter().find(|width| bits % u64::from(width.bytes()) == 0)
 }
 
@@ -132,8 +132,7 @@ mod tests {
     use super::*;
 
     fn layout(layers: &[(u64, usize, usize)], blocks: usize) -> Result<Layout> {
-        let layer =
-            |&(address, block_stride, page_bytes): &_| GpuLayer { address, block_stride, page_bytes };
+        let layer = |&(address, block_stride, page_bytes): &_| GpuLayer { address, block_stride, page_bytes };
         Layout::new(layers.iter().map(layer).collect(), blocks)
     }
 

@@ -39,8 +39,9 @@ impl LibCuda {
                 "libcuda.so.1 was not found: install NVIDIA's driver, or start the container with GPUs",
             ));
         }
-        let ordinal = c_int::try_from(device)
-            .map_err(|_| Error::new(ErrorKind::InvalidArgument, format!("there is no GPU number {device}")))?;
+        let ordinal = c_int::try_from(device).map_err(|_| {
+            Error::new(ErrorKind::InvalidArgument, format!("there is no GPU number {device}"))
+        })?;
         let (mut handle, mut context) = (0, ptr::null_mut());
         // SAFETY: out-pointers are valid; the library is there, as just seen.
         unsafe {
@@ -81,6 +82,7 @@ fn check(call: &'static str, result: sys::CUresult) -> DriverResult<()> {
 }
 
 /// Handles of the driver are pointers that we keep as numbers.
+#[expect(clippy::cast_possible_truncation, reason = "it was a pointer before")]
 fn handle<T>(number: u64) -> *mut T {
     ptr::with_exposed_provenance_mut(number as usize)
 }
@@ -146,11 +148,9 @@ impl Driver for LibCuda {
         // bytes are there: the context is synchronised, once, before anybody can use them.
         unsafe {
             check("cuMemAlloc", sys::cuMemAlloc_v2(&raw mut address, bytes.len()))?;
-            let copied = check(
-                "cuMemcpyHtoD",
-                sys::cuMemcpyHtoD_v2(address, bytes.as_ptr().cast(), bytes.len()),
-            )
-            .and_then(|()| self.synchronize());
+            let copied =
+                check("cuMemcpyHtoD", sys::cuMemcpyHtoD_v2(address, bytes.as_ptr().cast(), bytes.len()))
+                    .and_then(|()| self.synchronize());
             if let Err(fault) = copied {
                 let _ = sys::cuMemFree_v2(address);
                 return Err(fault);
@@ -264,7 +264,17 @@ impl Driver for LibCuda {
         let result = unsafe {
             let parameters = parameters.as_mut_ptr();
             sys::cuLaunchKernel(
-                handle(kernel), x, y, z, THREADS, 1, 1, 0, handle(stream), parameters, ptr::null_mut(),
+                handle(kernel),
+                x,
+                y,
+                z,
+                THREADS,
+                1,
+                1,
+                0,
+                handle(stream),
+                parameters,
+                ptr::null_mut(),
             )
         };
         check("cuLaunchKernel", result)

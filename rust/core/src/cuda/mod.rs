@@ -3,6 +3,7 @@
 mod driver;
 mod events;
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers, and addresses of this machine")]
 pub(crate) mod fake;
 mod kernels;
 mod layout;

@@ -165,3 +165,117 @@ impl Progress {
         self.mapping.base().as_ptr().wrapping_add(offset)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::cuda::fake::{Failing, Fake};
+    use crate::{HostPool, HostPoolConfig};
+
+    const ROWS: usize = 10;
+    const ROW: usize = 8192;
+
+    /// Ten rows, pinned three at a time.
+    fn pool() -> HostPool {
+        let config = HostPoolConfig {
+            size_bytes: ROWS * ROW,
+            row_bytes: 5_000,
+            prefault_threads: 1,
+            huge_pages: false,
+        };
+        HostPool::in_pieces(&config, 3 * ROW).expect("memory")
+    }
+
+    fn wait(pool: &HostPool, done: impl Fn(&HostPool) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !done(pool) {
+            assert!(Instant::now() < deadline, "{} bytes pinned", pool.pinned_bytes());
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    #[test]
+    fn all_pieces_are_pinned_and_unpinned_before_the_memory_goes() {
+        let fake = Arc::new(Fake::new(1));
+        let pool = pool();
+        assert!(pool.are_pinned_or_never_will(&[9]), "nobody pins it");
+        pool.pin_with(fake.clone());
+        pool.pin_with(fake.clone());
+        wait(&pool, |pool| pool.pinned_bytes() == ROWS * ROW);
+        let base = pool.base().as_ptr() as usize;
+        let pieces = [0, 3, 6, 9].map(|row| (base + row * ROW, ROW * if row == 9 { 1 } else { 3 }));
+        assert_eq!(fake.pinned(), pieces);
+        assert_eq!(pool.pin_error().expect("here"), None);
+        let clone = pool.clone();
+        drop(pool);
+        assert_eq!(fake.pinned().len(), 4);
+        drop(clone);
+        assert_eq!(fake.pinned(), []);
+        assert_eq!(fake.violations(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn rows_below_the_watermark_may_go_and_those_above_later() {
+        let fake = Arc::new(Fake::new(1));
+        fake.open_gate(false);
+        let pool = pool();
+        pool.pin_with(fake.clone());
+        assert!(!pool.are_pinned_or_never_will(&[0]) && pool.are_pinned_or_never_will(&[]));
+        fake.open_gate(true);
+        wait(&pool, |pool| pool.are_pinned_or_never_will(&[2, 9]));
+        assert_eq!(pool.pinned_bytes(), ROWS * ROW);
+    }
+
+    #[test]
+    fn a_failure_at_any_call_keeps_what_was_pinned_before_and_says_what_to_do() {
+        // One call adopts the thread, then each piece is registered and asked for at both ends.
+        for call in 0..13 {
+            let fake = Arc::new(Fake::new(1));
+            fake.fail(Failing { first: call, calls: 1, in_vain: false });
+            let pool = pool();
+            pool.pin_with(fake.clone());
+            wait(&pool, |pool| pool.pin_error().expect("here").is_some());
+            let error = pool.pin_error().expect("here").expect("just seen");
+            let pieces = call.saturating_sub(1) / 3;
+            assert_eq!((pool.pinned_bytes(), fake.pinned().len()), (pieces * 3 * ROW, pieces), "call {call}");
+            if call % 3 == 1 {
+                assert!(error.contains("CUDA_ERROR_ON_PURPOSE") && error.contains("ulimit -l"), "{error}");
+            }
+            wait(&pool, |pool| pool.are_pinned_or_never_will(&[9]));
+            drop(pool);
+            assert_eq!((fake.pinned(), fake.violations()), (vec![], vec![]));
+        }
+    }
+
+    #[test]
+    fn a_driver_that_only_says_so_is_not_believed() {
+        let fake = Arc::new(Fake::new(1));
+        fake.refuse_pins_silently();
+        let pool = pool();
+        pool.pin_with(fake);
+        wait(&pool, |pool| pool.pin_error().expect("here").is_some());
+        assert!(pool.pin_error().expect("here").expect("just seen").contains("does not know"));
+        assert_eq!(pool.pinned_bytes(), 0);
+    }
+
+    #[test]
+    fn a_pool_can_be_dropped_while_it_is_pinned() {
+        for _ in 0..8 {
+            let fake = Arc::new(Fake::new(1));
+            let config = HostPoolConfig {
+                size_bytes: 8 << 30,
+                row_bytes: 1 << 20,
+                prefault_threads: 0,
+                huge_pages: true,
+            };
+            let start = Instant::now();
+            let pool = HostPool::new(&config).expect("address space");
+            pool.pin_with(fake.clone());
+            assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+            drop(pool);
+            assert_eq!(fake.pinned(), []);
+        }
+    }
+}

@@ -4,6 +4,7 @@ mod lane;
 mod queue;
 mod shared;
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers, and addresses of this machine")]
 mod tests;
 
 use std::mem;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::lane::{Ends, Lane};
-use self::queue::{Job, Limits, Queue};
+use self::queue::{Job, Limits, Phase, Queue};
 use self::shared::Shared;
 use super::driver::{Driver, Entered, Stream};
 use super::events::EventPool;
@@ -121,14 +122,18 @@ impl GpuMover {
         check_device(driver.as_ref(), &layout, config.load_staging.iter().chain(&config.store_staging))?;
         let kernels = Kernels::new(&driver, &layout, pool.row_stride(), streams.store_gather)?;
         drop(entered);
-        let addresses =
-            |staging: &[Staging]| staging.iter().map(|buffer| buffer.address).collect::<Vec<_>>();
+        let addresses = |staging: &[Staging]| staging.iter().map(|buffer| buffer.address).collect::<Vec<_>>();
         let (loads, stores) = (addresses(&config.load_staging), addresses(&config.store_staging));
         let events = EventPool::new(Arc::clone(&driver));
         let shared = Arc::new(Shared {
             ends: Ends { driver, events, kernels, pool },
             loads: Mutex::new(Lane::new(Direction::Load, streams.load_copy, streams.load_scatter, &loads)),
-            stores: Mutex::new(Lane::new(Direction::Store, streams.store_copy, streams.store_gather, &stores)),
+            stores: Mutex::new(Lane::new(
+                Direction::Store,
+                streams.store_copy,
+                streams.store_gather,
+                &stores,
+            )),
             queue: Mutex::new(Queue::new()),
             work: Condvar::new(),
             ended: Condvar::new(),
@@ -173,7 +178,7 @@ impl GpuMover {
     pub fn poll(&self) -> Result<Vec<Outcome>> {
         self.check_process()?;
         let mut queue = self.shared.queue.lock();
-        if queue.closing {
+        if queue.is_closing() {
             queue.check_open()?;
         }
         Ok(queue.take_ended())
@@ -194,7 +199,7 @@ impl GpuMover {
         self.check_process()?;
         let deadline = deadline(timeout);
         let mut queue = self.shared.queue.lock();
-        queue.closing = true;
+        queue.phase = queue.phase.max(Phase::Closing);
         self.shared.work.notify_all();
         let drained = self.wait_until(&mut queue, deadline, |queue| queue.is_idle() || !queue.thread_runs);
         if !drained {
@@ -203,7 +208,9 @@ impl GpuMover {
         }
         let limit = deadline.max(Instant::now() + STAGES_END_LIMIT);
         let ended = self.wait_until(&mut queue, limit, |queue| !queue.thread_runs);
-        queue.abandoned = !ended;
+        if !ended {
+            queue.phase = Phase::Abandoned;
+        }
         let idle = queue.is_idle();
         drop(queue);
         self.shared.work.notify_all();

@@ -74,6 +74,19 @@ pub(super) enum Submitted {
     Unknown(Fault),
 }
 
+/// How far closing has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    #[default]
+    Open,
+    /// No job is taken in any more.
+    Closing,
+    /// No stage is submitted any more.
+    GaveUp,
+    /// Nobody waits for what is in flight any more.
+    Abandoned,
+}
+
 /// All jobs.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
@@ -92,12 +105,7 @@ pub(super) struct Queue {
     ended: Vec<Outcome>,
     /// Why the GPU is not used any more.
     broken: Option<String>,
-    /// No job is taken in any more.
-    pub(super) closing: bool,
-    /// No stage is submitted any more.
-    gave_up: bool,
-    /// Nobody waits for what is in flight any more.
-    pub(super) abandoned: bool,
+    pub(super) phase: Phase,
     pub(super) thread_runs: bool,
 }
 
@@ -171,8 +179,9 @@ impl Queue {
                 if now.saturating_duration_since(store.end.submitted) < limits.pinning {
                     break;
                 }
-                let late = self.stores.pop_front();
-                late.into_iter().for_each(|job| self.fail(job));
+                if let Some(late) = self.stores.pop_front() {
+                    self.fail(late);
+                }
             }
         }
         self.at_work += usize::from(job.is_some());
@@ -205,7 +214,7 @@ impl Queue {
                 if end.is_some() {
                     return;
                 }
-                if self.gave_up || self.broken.is_some() {
+                if self.phase >= Phase::GaveUp || self.broken.is_some() {
                     self.fail(job);
                 } else {
                     self.waiting(direction).push_front(job);
@@ -270,13 +279,15 @@ impl Queue {
 
     /// Submits nothing any more; what is in flight ends by itself.
     pub(super) fn give_up(&mut self) {
-        self.gave_up = true;
+        self.phase = self.phase.max(Phase::GaveUp);
         self.fail_waiting();
     }
 
     fn fail_waiting(&mut self) {
         let waiting: Vec<Job> = self.loads.drain(..).chain(self.stores.drain(..)).collect();
-        waiting.into_iter().for_each(|job| self.fail(job));
+        for job in waiting {
+            self.fail(job);
+        }
     }
 
     /// A job that is not submitted further fails when its last stage is done; at once when it has none.
@@ -332,11 +343,15 @@ impl Queue {
     /// Whether the thread has nothing to do any more.
     pub(super) fn is_over(&self) -> bool {
         let lost = self.has_lost() && !self.is_any_in_flight();
-        self.abandoned || lost || (self.closing && self.is_idle())
+        self.phase == Phase::Abandoned || lost || (self.is_closing() && self.is_idle())
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.phase > Phase::Open
     }
 
     pub(super) fn check_open(&self) -> Result<()> {
-        if self.closing {
+        if self.is_closing() {
             return Err(Error::new(ErrorKind::Closed, "this GpuMover is closed: make a new one"));
         }
         match &self.broken {

@@ -162,7 +162,9 @@ impl Shared {
     fn fail_now(&self, lane: &mut Lane, fault: &Fault) -> Error {
         let waited = lane.fence(&self.ends).and_then(|fence| {
             let mut queue = self.queue.lock();
-            fence.iter().for_each(|event| queue.add_now(event.clone()));
+            for event in &fence {
+                queue.add_now(event.clone());
+            }
             drop(queue);
             let deadline = Instant::now() + FAILED_NOW_LIMIT;
             for event in &fence {

@@ -6,6 +6,9 @@ use super::super::*;
 use super::rig::*;
 use crate::cuda::fake::{Failing, Fake};
 
+/// Interleavings in which each call fails.
+const SEEDS: usize = 4;
+
 /// Two stores, two loads and a synchronous load, of three stages each. Returns how many jobs were taken in.
 fn submit_everything(rig: &mut Rig) -> usize {
     let rows = |first: u32| (first..first + 4).collect::<Vec<u32>>();
@@ -47,9 +50,10 @@ fn rig(fake: &Arc<Fake>, seed: u64) -> Rig {
 
 fn fail_each_call(calls: usize, in_vain: bool) {
     let mut lost_once = false;
-    for n in 0.. {
-        let fake = Arc::new(Fake::new(n as u64 * 7 + 1));
-        let mut rig = rig(&fake, n as u64);
+    for round in 0.. {
+        let n = round / SEEDS;
+        let fake = Arc::new(Fake::new(round as u64 * 7 + 1));
+        let mut rig = rig(&fake, round as u64);
         let first = fake.calls() + n;
         fake.fail(Failing { first, calls, in_vain });
         let lost = run(&mut rig);

@@ -9,9 +9,11 @@ use crate::cuda::fake::Fake;
 #[test]
 fn wrong_arguments_are_refused_and_copy_nothing() {
     let mut rig = Rig::new(&Shape::small(1));
-    for (rows, blocks, part) in
-        [(vec![0], vec![], "1 rows for 0 blocks"), (vec![24], vec![0], "row 24"), (vec![0], vec![24], "block 24")]
-    {
+    for (rows, blocks, part) in [
+        (vec![0], vec![], "1 rows for 0 blocks"),
+        (vec![24], vec![0], "row 24"),
+        (vec![0], vec![24], "block 24"),
+    ] {
         let refusals = [
             rig.mover.submit_load(1, rows.clone(), blocks.clone(), None),
             rig.mover.submit_store(1, rows.clone(), blocks.clone(), COMPUTE),
@@ -72,7 +74,9 @@ fn a_closed_mover_refuses_and_says_so_again() {
         rig.mover.poll().map(drop),
         rig.mover.drain(LONG).map(drop),
     ];
-    assert!(refusals.iter().all(|result| result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Closed)));
+    assert!(
+        refusals.iter().all(|result| result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Closed))
+    );
 }
 
 #[test]

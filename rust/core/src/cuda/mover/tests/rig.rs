@@ -13,8 +13,7 @@ pub(super) const LONG: Duration = Duration::from_secs(60);
 /// The engine's own stream.
 pub(super) const COMPUTE: Stream = 1;
 
-pub(super) const STREAMS: Streams =
-    Streams { load_copy: 2, load_scatter: 3, store_gather: 4, store_copy: 5 };
+pub(super) const STREAMS: Streams = Streams { load_copy: 2, load_scatter: 3, store_gather: 4, store_copy: 5 };
 
 /// Limits under which every wait of the GPU's own matters: more stages in flight than there are buffers.
 pub(super) const LIMITS: Limits = Limits {
@@ -130,10 +129,8 @@ impl Rig {
         }
         let (kv, layers) = lay_out(shape, &fake);
         let staging: Vec<_> = (0..4).map(|_| memory(shape.stage * stride, &fake)).collect();
-        let buffer = |memory: &Vec<u128>| Staging {
-            address: memory.as_ptr() as u64,
-            bytes: shape.stage * stride,
-        };
+        let buffer =
+            |memory: &Vec<u128>| Staging { address: memory.as_ptr() as u64, bytes: shape.stage * stride };
         let config = GpuMoverConfig {
             layers: layers.clone(),
             blocks: shape.blocks,
@@ -282,8 +279,7 @@ impl Rig {
         let ended = self.mover.poll().expect("open");
         let mut told = Vec::new();
         for outcome in ended {
-            let Expected { rows, blocks, stores } =
-                self.expected.remove(&outcome.job).expect("told once");
+            let Expected { rows, blocks, stores } = self.expected.remove(&outcome.job).expect("told once");
             let succeeded = outcome.bytes.is_ok();
             if let Ok(bytes) = outcome.bytes {
                 assert_eq!(bytes as usize, rows.len() * self.pool.row_bytes());
@@ -363,7 +359,8 @@ impl Rig {
 
     /// Bytes of KV memory between pages, which nobody writes.
     pub(super) fn gaps(&self) -> usize {
-        let pages: usize = self.layers.iter().map(|layer| layer.page_bytes).sum::<usize>() * self.kv_model.len();
+        let pages: usize =
+            self.layers.iter().map(|layer| layer.page_bytes).sum::<usize>() * self.kv_model.len();
         self.kv.iter().map(|tensor| tensor.len() * 16).sum::<usize>() - pages
     }
 
