@@ -244,11 +244,12 @@ def cuda_available() -> bool:
 class GpuMover:
     """Copies whole blocks between pool rows and KV tensors on GPU `device`, submitted by a thread of its own.
 
-    `layers` are (address of block 0, bytes from block to block, bytes of a block), in the order of their bytes in a row,
-    all with `blocks` blocks. Addresses and sizes are multiples of 4; of 16, for speed. `streams` are handles of
+    `layers` are (address of block 0, bytes from block to block, bytes of a block), in the order of their bytes in a
+    row, all with `blocks` blocks. Addresses and sizes are multiples of 4; of 16, for speed. `streams` are handles of
     (load copy, load scatter, store gather, store copy); 0 and streams that wait for it make copies wait for compute.
     Staging buffers are (address, bytes), used in turn, one row stride or more each. All of it, and the KV, must live
-    until `close` returned True, or for ever. Rows and blocks are given in pairs and belong to the job until it ended.
+    until `close` returned True, or for ever: `keep` is an object that sees to it, given up only then. Rows and blocks
+    are given in pairs and belong to the job until it ended.
 
     When the driver fails, jobs end with -1 only once nothing of them runs any more. Where that cannot be seen the mover
     gives up: that job is never told of, jobs not submitted to the GPU end with -1, later calls raise DeviceError.
@@ -263,6 +264,7 @@ class GpuMover:
         streams: tuple[int, int, int, int],
         load_staging: Sequence[tuple[int, int]],
         store_staging: Sequence[tuple[int, int]],
+        keep: Any = None,
     ) -> GpuMover: ...
     def submit_load(self, job: int, rows: Buffer, blocks: Buffer, stream: int | None = None) -> None:
         """Load in the background, before stores that were not begun. With `stream`, blocks are written after everything

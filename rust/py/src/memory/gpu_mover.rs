@@ -1,5 +1,7 @@
 //! `GpuMover` for Python.
 
+use std::mem;
+
 use lmcache_core::{GpuLayer, GpuMoverConfig, Staging, Streams};
 use pyo3::prelude::*;
 
@@ -17,6 +19,8 @@ pub fn cuda_available() -> bool {
 pub struct GpuMover {
     /// Always there, but in drop.
     mover: Option<lmcache_core::GpuMover>,
+    /// What the GPU uses, until it is done.
+    keep: Option<Py<PyAny>>,
 }
 
 /// Address, bytes.
@@ -25,6 +29,7 @@ type Buffer = (Count<u64>, Count<usize>);
 #[pymethods]
 impl GpuMover {
     #[new]
+    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, keep = None))]
     #[expect(clippy::too_many_arguments, reason = "Python names them")]
     fn new(
         py: Python<'_>,
@@ -35,6 +40,7 @@ impl GpuMover {
         streams: (Count<u64>, Count<u64>, Count<u64>, Count<u64>),
         load_staging: Vec<Buffer>,
         store_staging: Vec<Buffer>,
+        keep: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let layer = |(address, stride, page): (Count<u64>, Count<usize>, Count<usize>)| GpuLayer {
             address: address.0,
@@ -64,7 +70,7 @@ impl GpuMover {
         let pool = pool.pool.clone();
         // SAFETY: Python cannot promise it to the compiler; the stub asks it of the caller.
         detached(py, move || unsafe { lmcache_core::GpuMover::new(pool, config) })
-            .map(|mover| Self { mover: Some(mover) })
+            .map(|mover| Self { mover: Some(mover), keep })
     }
 
     #[pyo3(signature = (job, rows, blocks, stream = None))]
@@ -124,11 +130,13 @@ impl GpuMover {
 
 impl Drop for GpuMover {
     fn drop(&mut self) {
+        let Some(mover) = self.mover.take() else { return };
         // Waits for the GPU: without the GIL.
-        let mover = self.mover.take();
-        let _ = guarded_py(|| {
-            Python::attach(|py| py.detach(|| drop(mover)));
-            Ok(())
-        });
+        let close = || mover.close(CLOSE_DEFAULT).is_ok_and(|ended| ended);
+        let ended = guarded_py(|| Ok(Python::attach(|py| py.detach(close))));
+        if !ended.is_ok_and(|ended| ended) {
+            // The GPU may still be at work there: nobody else must ever get that memory.
+            mem::forget(self.keep.take());
+        }
     }
 }
