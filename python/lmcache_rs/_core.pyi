@@ -50,6 +50,9 @@ class OutOfMemoryError(LMCacheRsError):
 class ClosedError(LMCacheRsError):
     """The object was closed, or belongs to another process (after a fork)."""
 
+class DeviceError(LMCacheRsError):
+    """The GPU's driver refused a call, or there is none."""
+
 class InternalError(LMCacheRsError):
     """A bug in lmcache_rs: a panic or a broken invariant."""
 
@@ -199,6 +202,16 @@ class HostPool:
     def wait_prefaulted(self, timeout_s: float) -> bool:
         """Wait until every page was touched; False when `timeout_s` seconds passed first, or when no thread is
         touching (any more)."""
+    def pin(self, device: int) -> None:
+        """Start to pin the memory in the background, in the primary context of GPU `device` and for all GPUs, piece by
+        piece from the beginning. Returns in microseconds once that context exists. Raises DeviceError when there is no
+        driver or no such GPU. Again is harmless. Unpinned by itself before the memory goes."""
+    @property
+    def pinned_bytes(self) -> int:
+        """All bytes below are pinned: rows that end there or before. Only ever grows."""
+    @property
+    def pin_error(self) -> str | None:
+        """Why pinning ended early, with the remedy, if it did. What is pinned stays so; the rest works, slowly."""
     def __dlpack__(
         self,
         *,
@@ -248,3 +261,49 @@ class Mover:
         """Wait until nothing is in flight; False when `timeout_s` seconds passed first."""
     def close(self, timeout_s: float = 5.0) -> bool:
         """Drain and end the threads. Later calls raise ClosedError. Idempotent."""
+
+def cuda_available() -> bool:
+    """Whether libcuda can be found. Initialises nothing, so that a process that asks can still fork workers."""
+
+@final
+class GpuMover:
+    """Copies whole blocks between pool rows and KV tensors on GPU `device`, submitted by a thread of its own.
+
+    `layers` are (address of block 0, bytes from block to block, bytes of a block), in the order of their bytes in a
+    row, all with `blocks` blocks. Addresses and sizes are multiples of 4; of 16, for speed. `streams` are handles of
+    (load copy, load scatter, store gather, store copy); 0 and streams that wait for it make copies wait for compute.
+    Staging buffers are (address, bytes), used in turn, one row stride or more each. All of it, and the KV, must live
+    until `close` returned True, or for ever: `keep` is an object that sees to it, given up only then. Rows and blocks
+    are given in pairs and belong to the job until it ended.
+
+    When the driver fails, jobs end with -1 only once nothing of them runs any more. Where that cannot be seen the mover
+    gives up: that job is never told of, jobs not submitted to the GPU end with -1, later calls raise DeviceError.
+    """
+
+    def __new__(
+        cls,
+        pool: HostPool,
+        layers: Sequence[tuple[int, int, int]],
+        blocks: int,
+        device: int,
+        streams: tuple[int, int, int, int],
+        load_staging: Sequence[tuple[int, int]],
+        store_staging: Sequence[tuple[int, int]],
+        keep: Any = None,
+    ) -> GpuMover: ...
+    def submit_load(self, job: int, rows: Buffer, blocks: Buffer, stream: int | None = None) -> None:
+        """Load in the background, before stores that were not begun. With `stream`, blocks are written after everything
+        submitted to it until now."""
+    def submit_store(self, job: int, rows: Buffer, blocks: Buffer, stream: int) -> None:
+        """Store in the background what the blocks hold after everything submitted to `stream` until now. Waits, for a
+        minute at most, until its rows are pinned, if they will be."""
+    def load_now(self, rows: Buffer, blocks: Buffer, stream: int) -> int:
+        """Load between everything submitted to `stream` until now and everything that will be. Submits and returns the
+        bytes; only the GPU waits. After an error nothing of the load runs any more."""
+    def poll(self) -> list[tuple[int, int, float]]:
+        """Jobs ended since the last call: (job, bytes copied or -1 when it failed, seconds from submission to end)."""
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing is in flight; False when `timeout_s` seconds passed first."""
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Drain, give up what was not submitted to the GPU by then, and end the thread. False: the GPU may still be at
+        work on rows, blocks and staging. Later calls raise ClosedError. Idempotent."""

@@ -2,6 +2,7 @@
 
 from lmcache_rs._core import (
     ClosedError,
+    DeviceError,
     InternalError,
     InvalidArgumentError,
     LMCacheRsError,
@@ -11,6 +12,7 @@ from lmcache_rs._core import (
 __all__ = [
     "ClosedError",
     "ConfigError",
+    "DeviceError",
     "InternalError",
     "InvalidArgumentError",
     "LMCacheRsError",

@@ -513,6 +513,8 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on() -> None:
             lambda: mover.close(),
             lambda: pool.wait_prefaulted(60),
             lambda: pool.__dlpack__(),
+            lambda: pool.pin(0),
+            lambda: pool.pin_error,
             lambda: _core.Mover(pool, _core.KvLayers([kv])),
         ]
         raised = []
@@ -527,7 +529,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on() -> None:
         return raised
 
     answer = in_fork(child)
-    assert answer == str(["ClosedError"] * 8 + [f"own {1 << 20}"])
+    assert answer == str(["ClosedError"] * 10 + [f"own {1 << 20}"])
     assert mover.drain(60)
     assert sorted(job for job, _, _ in mover.poll()) == [0, 1, 2]
     assert (view == 1).all()

@@ -11,6 +11,8 @@ pub enum ErrorKind {
     OutOfMemory,
     /// The object was closed, or belongs to another process (after a fork).
     Closed,
+    /// The GPU's driver refused a call, or there is none.
+    Device,
     /// A broken invariant of this crate.
     Internal,
 }

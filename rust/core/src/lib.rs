@@ -1,6 +1,7 @@
 //! The storage engine of `lmcache_rs`: which KV blocks are kept, where they lie, and how they move.
 
 mod copy;
+mod cuda;
 mod error;
 mod evict;
 mod index;
@@ -8,6 +9,7 @@ mod key;
 mod pool;
 
 pub use copy::{Direction, KvLayers, Layer, Mover, Outcome};
+pub use cuda::{GpuLayer, GpuMover, GpuMoverConfig, Staging, Streams, cuda_available};
 pub use error::{Error, ErrorKind, Result};
 pub use index::{Chain, Counters, Hashes, Index, Lease, Match, Reservation, Stats};
 pub use key::{Key, KeySpace, TokenHashes, hash_tokens};

@@ -29,6 +29,12 @@ create_exception!(
 );
 create_exception!(
     lmcache_rs,
+    DeviceError,
+    LMCacheRsError,
+    "The GPU's driver refused a call, or there is none."
+);
+create_exception!(
+    lmcache_rs,
     InternalError,
     LMCacheRsError,
     "A bug in lmcache_rs: a panic or a broken invariant."
@@ -40,6 +46,7 @@ pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("InvalidArgumentError", py.get_type::<InvalidArgumentError>())?;
     module.add("OutOfMemoryError", py.get_type::<OutOfMemoryError>())?;
     module.add("ClosedError", py.get_type::<ClosedError>())?;
+    module.add("DeviceError", py.get_type::<DeviceError>())?;
     module.add("InternalError", py.get_type::<InternalError>())
 }
 
@@ -50,6 +57,7 @@ pub fn to_python(error: &Error) -> PyErr {
         ErrorKind::InvalidArgument => InvalidArgumentError::new_err(message),
         ErrorKind::OutOfMemory => OutOfMemoryError::new_err(message),
         ErrorKind::Closed => ClosedError::new_err(message),
+        ErrorKind::Device => DeviceError::new_err(message),
         ErrorKind::Internal => InternalError::new_err(message),
     }
 }

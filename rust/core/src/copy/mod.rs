@@ -8,5 +8,7 @@ mod tiling;
 
 pub use layers::{KvLayers, Layer};
 pub use mover::Mover;
+pub(crate) use queue::JOBS_MAX;
 pub use queue::Outcome;
 pub use route::Direction;
+pub(crate) use route::check_numbers;

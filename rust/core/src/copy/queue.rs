@@ -9,7 +9,7 @@ use super::route::{Direction, Pair};
 use crate::{Error, ErrorKind, Result};
 
 /// Jobs submitted and not yet seen by `poll`. An engine step submits a few.
-pub(super) const JOBS_MAX: usize = 1024;
+pub(crate) const JOBS_MAX: usize = 1024;
 
 /// What became of a submitted job.
 #[derive(Debug)]

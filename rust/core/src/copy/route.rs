@@ -58,23 +58,7 @@ impl Route {
 
     /// The i-th row with the i-th block, all of them within bounds.
     pub(super) fn pairs(&self, rows: &[u32], blocks: &[u32]) -> Result<Vec<Pair>> {
-        let invalid = |message: String| Error::new(ErrorKind::InvalidArgument, message);
-        if rows.len() != blocks.len() {
-            return Err(invalid(format!(
-                "{} rows for {} blocks: the i-th row goes with the i-th block",
-                rows.len(),
-                blocks.len()
-            )));
-        }
-        if let Some(row) = rows.iter().find(|&&row| row >= self.pool.rows()) {
-            return Err(invalid(format!("row {row} is outside of the pool's {} rows", self.pool.rows())));
-        }
-        if let Some(block) = blocks.iter().find(|&&block| block >= self.layers.blocks()) {
-            return Err(invalid(format!(
-                "block {block} is outside of the KV's {} blocks",
-                self.layers.blocks()
-            )));
-        }
+        check_numbers(&self.pool, self.layers.blocks(), rows, blocks)?;
         Ok(rows.iter().zip(blocks).map(|(&row, &block)| Pair { row, block }).collect())
     }
 
@@ -108,4 +92,23 @@ impl Route {
             }
         }
     }
+}
+
+/// Refuses rows and blocks that are no pairs or outside of their ends.
+pub(crate) fn check_numbers(pool: &HostPool, kv_blocks: u32, rows: &[u32], blocks: &[u32]) -> Result<()> {
+    let invalid = |message: String| Error::new(ErrorKind::InvalidArgument, message);
+    if rows.len() != blocks.len() {
+        return Err(invalid(format!(
+            "{} rows for {} blocks: the i-th row goes with the i-th block",
+            rows.len(),
+            blocks.len()
+        )));
+    }
+    if let Some(row) = rows.iter().find(|&&row| row >= pool.rows()) {
+        return Err(invalid(format!("row {row} is outside of the pool's {} rows", pool.rows())));
+    }
+    if let Some(block) = blocks.iter().find(|&&block| block >= kv_blocks) {
+        return Err(invalid(format!("block {block} is outside of the KV's {kv_blocks} blocks")));
+    }
+    Ok(())
 }

@@ -1,12 +1,14 @@
 //! `HostPool`: the host memory that rows live in, shared by everybody who holds a clone.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::Owner;
 use super::mapping::Mapping;
+use super::pin::{PIECE_BYTES_MAX, Pin};
 use super::prefault::Prefault;
+use crate::cuda::{Driver, LibCuda};
 use crate::{Error, ErrorKind, Result};
 
 /// Rows begin at multiples of this: what `O_DIRECT` and page-wise registration ask for.
@@ -37,21 +39,36 @@ pub struct HostPool {
 /// Fields in the order of their end: threads first, memory last.
 #[derive(Debug)]
 struct Inner {
+    pin: OnceLock<Pin>,
     prefault: Prefault,
     mapping: Arc<Mapping>,
     rows: u32,
     row_bytes: usize,
     row_stride: usize,
+    rows_per_piece: usize,
 }
 
 impl HostPool {
     /// Maps the memory and starts to touch it.
     pub fn new(config: &HostPoolConfig) -> Result<Self> {
+        Self::in_pieces(config, PIECE_BYTES_MAX)
+    }
+
+    /// As `new`, to be pinned in pieces of at most `piece_bytes`, if a row is not larger.
+    pub(crate) fn in_pieces(config: &HostPoolConfig, piece_bytes: usize) -> Result<Self> {
         let (rows, row_stride) = geometry(config)?;
         let mapping = Arc::new(Mapping::new(rows as usize * row_stride, config.huge_pages)?);
         let prefault = Prefault::start(&mapping, config.prefault_threads);
         Ok(Self {
-            inner: Arc::new(Inner { prefault, mapping, rows, row_bytes: config.row_bytes, row_stride }),
+            inner: Arc::new(Inner {
+                pin: OnceLock::new(),
+                prefault,
+                mapping,
+                rows,
+                row_bytes: config.row_bytes,
+                row_stride,
+                rows_per_piece: (piece_bytes / row_stride).max(1),
+            }),
         })
     }
 
@@ -102,6 +119,47 @@ impl HostPool {
     pub fn wait_prefaulted(&self, timeout: Duration) -> Result<bool> {
         self.check_process()?;
         Ok(self.inner.prefault.wait(super::deadline(timeout)))
+    }
+
+    /// Starts to pin the memory in the background, in the context of GPU number `device` and for all GPUs; again is
+    /// harmless. Rows are used as their piece is ready, the first at once.
+    pub fn pin(&self, device: usize) -> Result<()> {
+        self.check_process()?;
+        if self.inner.pin.get().is_none() {
+            self.pin_with(Arc::new(LibCuda::open(device)?));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn pin_with(&self, driver: Arc<dyn Driver>) {
+        let piece_bytes = self.rows_per_piece() * self.inner.row_stride;
+        self.inner.pin.get_or_init(|| Pin::start(&self.inner.mapping, driver, piece_bytes));
+    }
+
+    /// Bytes pinned so far, from the pool's beginning.
+    #[must_use]
+    pub fn pinned_bytes(&self) -> usize {
+        self.inner.pin.get().map_or(0, Pin::pinned_bytes)
+    }
+
+    /// Why pinning ended early, if it did. What is pinned stays so, the rest works slowly.
+    pub fn pin_error(&self) -> Result<Option<String>> {
+        self.check_process()?;
+        Ok(self.inner.pin.get().and_then(Pin::error))
+    }
+
+    /// Rows that are pinned together: no copy of the GPU's may go from one such piece into the next.
+    pub(crate) fn rows_per_piece(&self) -> usize {
+        self.inner.rows_per_piece
+    }
+
+    /// Whether rows are pinned, or will never be.
+    pub(crate) fn are_pinned_or_never_will(&self, rows: &[u32]) -> bool {
+        let Some(pin) = self.inner.pin.get() else { return true };
+        // In this order: pinning that ends between the two has moved the watermark before.
+        let running = pin.is_running();
+        let end = rows.iter().max().map_or(0, |&row| (row as usize + 1) * self.inner.row_stride);
+        !running || end <= pin.pinned_bytes()
     }
 
     /// Refuses calls from a forked child, which does not have this memory.

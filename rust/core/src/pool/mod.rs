@@ -1,9 +1,10 @@
-//! Host memory: one mapping a pool, cut into rows, touched in the background.
+//! Host memory: one mapping a pool, cut into rows, touched and pinned in the background.
 
 mod affinity;
 mod host;
 mod mapping;
 mod owner;
+mod pin;
 mod prefault;
 
 use std::time::{Duration, Instant};

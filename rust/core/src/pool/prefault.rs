@@ -13,7 +13,7 @@ use super::mapping::Mapping;
 use super::use_every_cpu;
 
 /// What one thread touches at a time: about 15 ms, the longest that a drop of the pool waits for a thread.
-const PIECE_BYTES: usize = 16 << 20;
+pub(super) const PIECE_BYTES: usize = 16 << 20;
 
 /// How often a piece is tried again when the system is only busy.
 const RETRIES_MAX: u32 = 8;
@@ -125,7 +125,7 @@ impl Progress {
                 return;
             }
             let piece = start..self.mapping.len().min(start + PIECE_BYTES);
-            if let Err(error) = self.populate(&piece) {
+            if let Err(error) = populate(&self.mapping, &piece) {
                 self.stop.store(true, Ordering::Relaxed);
                 self.fail(format!("touching bytes {} to {} of the pool: {error}", piece.start, piece.end));
                 return;
@@ -134,19 +134,20 @@ impl Progress {
         }
     }
 
-    fn populate(&self, piece: &Range<usize>) -> io::Result<()> {
-        let mut tries = 0;
-        loop {
-            match self.mapping.populate(piece) {
-                Err(error) if is_transient(&error) && tries < RETRIES_MAX => tries += 1,
-                done => return done,
-            }
-        }
-    }
-
     /// Keeps the first error: it explains the others.
     fn fail(&self, message: String) {
         self.state.lock().error.get_or_insert(message);
+    }
+}
+
+/// Gives a piece memory, again when the system is only busy.
+pub(super) fn populate(mapping: &Mapping, piece: &Range<usize>) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match mapping.populate(piece) {
+            Err(error) if is_transient(&error) && tries < RETRIES_MAX => tries += 1,
+            done => return done,
+        }
     }
 }
 

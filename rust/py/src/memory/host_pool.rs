@@ -78,6 +78,20 @@ impl HostPool {
         detached(py, || self.pool.wait_prefaulted(timeout_s.0))
     }
 
+    fn pin(&self, py: Python<'_>, device: Count<usize>) -> PyResult<()> {
+        detached(py, || self.pool.pin(device.0))
+    }
+
+    #[getter]
+    fn pinned_bytes(&self) -> usize {
+        self.pool.pinned_bytes()
+    }
+
+    #[getter]
+    fn pin_error(&self) -> PyResult<Option<String>> {
+        guarded(|| self.pool.pin_error())
+    }
+
     #[pyo3(signature = (*, stream = None, max_version = None, dl_device = None, copy = None))]
     fn __dlpack__(
         &self,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lmcache_core::Direction;
+use lmcache_core::{Direction, Outcome};
 use pyo3::prelude::*;
 
 use super::convert::{Count, Numbers, Timeout, detached, invalid};
@@ -12,7 +12,7 @@ use super::kv_layers::KvLayers;
 use crate::error::{guarded_py, to_python};
 
 /// What `close` waits when no time is given.
-const CLOSE_DEFAULT: Duration = Duration::from_secs(5);
+pub const CLOSE_DEFAULT: Duration = Duration::from_secs(5);
 
 #[pyclass(frozen, module = "lmcache_rs._core")]
 pub struct Mover {
@@ -50,13 +50,7 @@ impl Mover {
     }
 
     fn poll(&self) -> PyResult<Vec<(u64, i64, f64)>> {
-        guarded_py(|| {
-            let ended = self.get()?.poll().map_err(|error| to_python(&error))?;
-            let bytes = |outcome: &lmcache_core::Outcome| {
-                outcome.bytes.as_ref().ok().and_then(|&bytes| i64::try_from(bytes).ok()).unwrap_or(-1)
-            };
-            Ok(ended.iter().map(|outcome| (outcome.job, bytes(outcome), outcome.seconds)).collect())
-        })
+        guarded_py(|| Ok(told(&self.get()?.poll().map_err(|error| to_python(&error))?)))
     }
 
     fn drain(&self, py: Python<'_>, timeout_s: Timeout) -> PyResult<bool> {
@@ -86,6 +80,14 @@ impl Drop for Mover {
             Ok(())
         });
     }
+}
+
+/// Outcomes as Python gets them: job, bytes or -1, seconds.
+pub fn told(ended: &[Outcome]) -> Vec<(u64, i64, f64)> {
+    let bytes = |outcome: &Outcome| {
+        outcome.bytes.as_ref().ok().and_then(|&bytes| i64::try_from(bytes).ok()).unwrap_or(-1)
+    };
+    ended.iter().map(|outcome| (outcome.job, bytes(outcome), outcome.seconds)).collect()
 }
 
 fn parse(direction: &str) -> PyResult<Direction> {

@@ -1,0 +1,331 @@
+//! `GpuMover`: copies of whole blocks between the pool's rows and KV tensors on one GPU.
+
+mod lane;
+mod queue;
+mod shared;
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers, and addresses of this machine")]
+mod tests;
+
+use std::mem;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use self::lane::{Ends, Lane};
+use self::queue::{Job, Limits, Phase, Queue};
+use self::shared::Shared;
+use super::driver::{Driver, Entered, Stream};
+use super::events::EventPool;
+use super::kernels::Kernels;
+use super::layout::{GpuLayer, Layout};
+use super::libcuda::LibCuda;
+use crate::copy::{Direction, Outcome, check_numbers};
+use crate::pool::deadline;
+use crate::{Error, ErrorKind, HostPool, Result};
+
+/// What staging addresses and the kernels' vectors are multiples of.
+const STAGING_ALIGN: u64 = 16;
+
+/// What a close without success waits on top for the stages that were submitted.
+const STAGES_END_LIMIT: Duration = Duration::from_secs(1);
+
+/// What a dropped `GpuMover` waits for its jobs.
+const DROP_LIMIT: Duration = Duration::from_secs(5);
+
+/// CUDA streams, which do not wait for the default stream by themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Streams {
+    /// Copies from the pool into staging.
+    pub load_copy: Stream,
+    /// Kernels from staging into KV.
+    pub load_scatter: Stream,
+    /// Kernels from KV into staging.
+    pub store_gather: Stream,
+    /// Copies from staging into the pool.
+    pub store_copy: Stream,
+}
+
+/// GPU memory for one stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Staging {
+    /// Its first byte.
+    pub address: u64,
+    /// Its bytes: at least one row stride of the pool.
+    pub bytes: usize,
+}
+
+/// How a `GpuMover` is made.
+#[derive(Clone, Debug)]
+pub struct GpuMoverConfig {
+    /// The layers, in the order of their bytes in a row.
+    pub layers: Vec<GpuLayer>,
+    /// Blocks of each layer.
+    pub blocks: usize,
+    /// The GPU's number.
+    pub device: usize,
+    /// Streams of that GPU.
+    pub streams: Streams,
+    /// Staging buffers for loads, used in turn.
+    pub load_staging: Vec<Staging>,
+    /// Staging buffers for stores, used in turn.
+    pub store_staging: Vec<Staging>,
+}
+
+/// Copies whole blocks between the rows of a pool and KV tensors on a GPU. Rows and blocks are given in pairs.
+///
+/// A thread of its own submits the work, stage by stage, loads before stores. A job ends when the GPU is done with it,
+/// or when it failed and the GPU is done with what was submitted of it. When the driver fails so that the latter cannot
+/// be seen, that job is never told of, the others fail, and every later submission is refused.
+#[derive(Debug)]
+pub struct GpuMover {
+    shared: Arc<Shared>,
+    layout: Layout,
+    load_rows: usize,
+    store_rows: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl GpuMover {
+    /// Compiles the kernels and starts the thread.
+    ///
+    /// # Safety
+    ///
+    /// Layers, streams and staging are those of the GPU `device`: of each layer `page_bytes` bytes at
+    /// `address + block * block_stride` for every `block < blocks`. They live until `close` returned true, or for ever.
+    /// Nobody else uses the staging. Whoever submits a job sees to it that nobody else uses its rows and blocks
+    /// (writes them, where they are read) until it ends.
+    pub unsafe fn new(pool: HostPool, config: GpuMoverConfig) -> Result<Self> {
+        let driver = Arc::new(LibCuda::open(config.device)?);
+        // SAFETY: the caller's promise.
+        unsafe { Self::start(pool, config, driver, Limits::DEFAULT) }
+    }
+
+    /// # Safety
+    ///
+    /// As of `new`.
+    unsafe fn start(
+        pool: HostPool,
+        config: GpuMoverConfig,
+        driver: Arc<dyn Driver>,
+        limits: Limits,
+    ) -> Result<Self> {
+        pool.check_process()?;
+        let GpuMoverConfig { layers, blocks, streams, .. } = config;
+        let layout = Layout::new(layers, blocks)?;
+        check_row(&pool, &layout)?;
+        let load_rows = stage_rows(&config.load_staging, pool.row_stride())?;
+        let store_rows = stage_rows(&config.store_staging, pool.row_stride())?;
+        let entered = Entered::new(driver.as_ref())?;
+        check_device(driver.as_ref(), &layout, config.load_staging.iter().chain(&config.store_staging))?;
+        let kernels = Kernels::new(&driver, &layout, pool.row_stride(), streams.store_gather)?;
+        drop(entered);
+        let addresses = |staging: &[Staging]| staging.iter().map(|buffer| buffer.address).collect::<Vec<_>>();
+        let (loads, stores) = (addresses(&config.load_staging), addresses(&config.store_staging));
+        let events = EventPool::new(Arc::clone(&driver));
+        let shared = Arc::new(Shared {
+            ends: Ends { driver, events, kernels, pool },
+            loads: Mutex::new(Lane::new(Direction::Load, streams.load_copy, streams.load_scatter, &loads)),
+            stores: Mutex::new(Lane::new(
+                Direction::Store,
+                streams.store_copy,
+                streams.store_gather,
+                &stores,
+            )),
+            queue: Mutex::new(Queue::new()),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+            limits,
+        });
+        let (at_work, name) = (Arc::clone(&shared), "lmcache-gpu".to_owned());
+        let thread = thread::Builder::new().name(name).spawn(move || at_work.work()).map_err(|error| {
+            Error::new(ErrorKind::OutOfMemory, format!("the GPU's copy thread did not start: {error}"))
+        })?;
+        Ok(Self { shared, layout, load_rows, store_rows, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Loads in the background, after what was submitted to `stream` until now, if one is given. `poll` tells the end.
+    /// Refused when too many jobs were not polled.
+    pub fn submit_load(
+        &self,
+        job: u64,
+        rows: Vec<u32>,
+        blocks: Vec<u32>,
+        stream: Option<Stream>,
+    ) -> Result<()> {
+        self.submit(Direction::Load, job, rows, blocks, stream)
+    }
+
+    /// Stores in the background what was submitted to `stream` until now. `poll` tells the end. Rows that are being
+    /// pinned are waited for, by the thread. Refused when too many jobs were not polled.
+    pub fn submit_store(&self, job: u64, rows: Vec<u32>, blocks: Vec<u32>, stream: Stream) -> Result<()> {
+        self.submit(Direction::Store, job, rows, blocks, Some(stream))
+    }
+
+    /// Loads after what was submitted to `stream` until now and before all that will be; returns once that is
+    /// submitted, with the bytes. After an error nothing of the load runs any more.
+    pub fn load_now(&self, rows: &[u32], blocks: &[u32], stream: Stream) -> Result<u64> {
+        self.check(rows, blocks)?;
+        if !rows.is_empty() {
+            self.shared.load_now(rows, blocks, even(rows.len(), self.load_rows), stream)?;
+        }
+        Ok(rows.len() as u64 * self.layout.row_bytes() as u64)
+    }
+
+    /// Jobs ended since the last call; each is told exactly once, and then nothing of it touches memory any more.
+    pub fn poll(&self) -> Result<Vec<Outcome>> {
+        self.check_process()?;
+        let mut queue = self.shared.queue.lock();
+        if queue.is_closing() {
+            queue.check_open()?;
+        }
+        Ok(queue.take_ended())
+    }
+
+    /// Waits until nothing is in flight; false when `timeout` passed first.
+    pub fn drain(&self, timeout: Duration) -> Result<bool> {
+        let mut queue = self.open()?;
+        let deadline = deadline(timeout);
+        let drained = self.wait_until(&mut queue, deadline, |queue| queue.is_idle() || queue.has_lost());
+        queue.check_open()?;
+        Ok(drained)
+    }
+
+    /// Refuses new jobs, waits for those in flight, gives up what was not submitted by then, ends the thread. Whether
+    /// every job ended in time; if not, the GPU may go on to use rows, blocks and staging. Idempotent.
+    pub fn close(&self, timeout: Duration) -> Result<bool> {
+        self.check_process()?;
+        let deadline = deadline(timeout);
+        let mut queue = self.shared.queue.lock();
+        queue.phase = queue.phase.max(Phase::Closing);
+        self.shared.work.notify_all();
+        let drained = self.wait_until(&mut queue, deadline, |queue| queue.is_idle() || !queue.thread_runs);
+        if !drained {
+            queue.give_up();
+            self.shared.ended.notify_all();
+        }
+        let limit = deadline.max(Instant::now() + STAGES_END_LIMIT);
+        let ended = self.wait_until(&mut queue, limit, |queue| !queue.thread_runs);
+        if !ended {
+            queue.phase = Phase::Abandoned;
+        }
+        let idle = queue.is_idle();
+        drop(queue);
+        self.shared.work.notify_all();
+        if let Some(thread) = self.thread.lock().take().filter(|_| ended) {
+            // Its panics were caught. One that did not end keeps what it needs by itself.
+            let _ = thread.join();
+        }
+        Ok(drained && ended && idle)
+    }
+
+    fn submit(
+        &self,
+        direction: Direction,
+        job: u64,
+        rows: Vec<u32>,
+        blocks: Vec<u32>,
+        stream: Option<Stream>,
+    ) -> Result<()> {
+        self.check(&rows, &blocks)?;
+        let after = match stream {
+            Some(stream) if !rows.is_empty() => {
+                let _entered = Entered::new(self.shared.ends.driver.as_ref())?;
+                Some(self.shared.ends.events.record(stream)?)
+            }
+            _ => None,
+        };
+        let most = if direction == Direction::Load { self.load_rows } else { self.store_rows };
+        let stage_rows = even(rows.len(), most);
+        let job = Job::new(job, direction, rows, blocks, after, self.layout.row_bytes(), stage_rows);
+        self.shared.queue.lock().push(job)?;
+        self.shared.work.notify_one();
+        Ok(())
+    }
+
+    fn check(&self, rows: &[u32], blocks: &[u32]) -> Result<()> {
+        drop(self.open()?);
+        check_numbers(&self.shared.ends.pool, self.layout.blocks(), rows, blocks)
+    }
+
+    /// The queue, unless this is closed, broken or a forked child's copy.
+    fn open(&self) -> Result<MutexGuard<'_, Queue>> {
+        self.check_process()?;
+        let queue = self.shared.queue.lock();
+        queue.check_open()?;
+        Ok(queue)
+    }
+
+    /// In a forked child the lock may be held by a thread that is not there: checked before each lock.
+    fn check_process(&self) -> Result<()> {
+        self.shared.ends.pool.owner().check("GpuMover")
+    }
+
+    fn wait_until(
+        &self,
+        queue: &mut MutexGuard<'_, Queue>,
+        deadline: Instant,
+        done: impl Fn(&Queue) -> bool,
+    ) -> bool {
+        while !done(queue) {
+            if self.shared.ended.wait_until(queue, deadline).timed_out() {
+                return done(queue);
+            }
+        }
+        true
+    }
+}
+
+impl Drop for GpuMover {
+    fn drop(&mut self) {
+        if self.close(DROP_LIMIT).is_err() {
+            // A forked child has neither the thread nor a driver that works: nothing of this may run there.
+            mem::forget(mem::take(self.thread.get_mut()));
+            mem::forget(Arc::clone(&self.shared));
+        }
+    }
+}
+
+fn check_row(pool: &HostPool, layout: &Layout) -> Result<()> {
+    let (row, block) = (pool.row_bytes(), layout.row_bytes());
+    if row == block {
+        return Ok(());
+    }
+    let message = format!(
+        "the pool's rows have {row} bytes, a block of the KV tensors has {block}: make the pool with row_bytes={block}"
+    );
+    Err(Error::new(ErrorKind::InvalidArgument, message))
+}
+
+/// Rows that every buffer holds.
+fn stage_rows(staging: &[Staging], row_stride: usize) -> Result<usize> {
+    let rows = staging.iter().map(|buffer| buffer.bytes / row_stride).min().unwrap_or(0);
+    if rows == 0 || staging.iter().any(|buffer| buffer.address == 0 || buffer.address % STAGING_ALIGN != 0) {
+        let message = format!(
+            "staging is one or more buffers each way, at multiples of {STAGING_ALIGN}, of {row_stride} bytes or more"
+        );
+        return Err(Error::new(ErrorKind::InvalidArgument, message));
+    }
+    Ok(rows)
+}
+
+/// Rows of each stage, so that `rows` are as few stages as possible and all about as large.
+fn even(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
+}
+
+fn check_device<'a>(
+    driver: &dyn Driver,
+    layout: &Layout,
+    staging: impl Iterator<Item = &'a Staging>,
+) -> Result<()> {
+    for address in layout.addresses().chain(staging.map(|buffer| buffer.address)) {
+        if !driver.is_on_device(address)? {
+            let message = format!("address {address:#x} of KV or staging is not in the GPU's memory");
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+    }
+    Ok(())
+}

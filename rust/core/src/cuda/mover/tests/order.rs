@@ -1,0 +1,103 @@
+//! Who goes first: loads, stores that waited long enough, and rows that are pinned.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::queue::Limits;
+use super::rig::*;
+use crate::cuda::fake::Fake;
+
+fn numbers(count: u32) -> Vec<u32> {
+    (0..count).collect()
+}
+
+#[test]
+fn a_load_overtakes_a_store_that_was_submitted_before() {
+    for seed in 0..20 {
+        let limits = Limits { store_stages: 2, loads_first: LONG, ..LIMITS };
+        let mut rig = Rig::new(&Shape { limits, stage: 1, ..Shape::small(seed) });
+        rig.fake.freeze(STREAMS.store_copy, true);
+        rig.store(1, &numbers(20), &numbers(20)).expect("open");
+        rig.load(2, &[20, 21, 22], &[22, 21, 20], false).expect("open");
+        assert_eq!(rig.wait(1), [(2, true)]);
+        rig.fake.freeze(STREAMS.store_copy, false);
+        assert_eq!(rig.wait(1), [(1, true)]);
+        rig.finish();
+    }
+}
+
+#[test]
+fn while_a_load_is_in_flight_a_store_waits_but_not_for_ever() {
+    let limits = Limits { loads_first: Duration::from_millis(300), ..LIMITS };
+    let mut rig = Rig::new(&Shape { limits, ..Shape::small(1) });
+    rig.fake.freeze(STREAMS.load_scatter, true);
+    rig.load(1, &[0, 1], &[0, 1], false).expect("open");
+    rig.store(2, &[2, 3], &[2, 3]).expect("open");
+    let start = Instant::now();
+    assert_eq!(rig.wait(1), [(2, true)]);
+    assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
+    rig.fake.freeze(STREAMS.load_scatter, false);
+    assert_eq!(rig.wait(1), [(1, true)]);
+    rig.finish();
+}
+
+#[test]
+fn few_stages_are_submitted_ahead() {
+    let limits = Limits { load_stages: 3, store_stages: 2, ..LIMITS };
+    for (kernels, loads, stages) in [(STREAMS.load_scatter, true, 3), (STREAMS.store_copy, false, 2)] {
+        let mut rig = Rig::new(&Shape { limits, stage: 1, ..Shape::small(3) });
+        rig.fake.freeze(kernels, true);
+        if loads {
+            rig.load(1, &numbers(12), &numbers(12), false).expect("open");
+        } else {
+            rig.store(1, &numbers(12), &numbers(12)).expect("open");
+        }
+        std::thread::sleep(Duration::from_millis(30));
+        let queue = rig.mover.shared.queue.lock();
+        assert_eq!(queue.stages_in_flight(), stages);
+        drop(queue);
+        rig.fake.freeze(kernels, false);
+        assert_eq!(rig.wait(1), [(1, true)]);
+        rig.finish();
+    }
+}
+
+#[test]
+fn a_store_waits_for_its_rows_to_be_pinned_and_a_load_does_not() {
+    let shape = Shape::small(5);
+    let fake = Arc::new(Fake::new(5));
+    fake.open_gate(false);
+    let mut rig = Rig::with(&shape, fake).expect("valid");
+    rig.store(1, &[3, 4], &[0, 1]).expect("open");
+    rig.load(2, &[5], &[5], false).expect("open");
+    assert_eq!(rig.wait(1), [(2, true)]);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!((rig.poll(), rig.pool.pinned_bytes()), (vec![], 0));
+    rig.fake.open_gate(true);
+    assert_eq!(rig.wait(1), [(1, true)]);
+    assert!(rig.pool.pinned_bytes() >= 5 * rig.pool.row_stride());
+    rig.finish();
+}
+
+#[test]
+fn a_store_whose_rows_are_never_pinned_fails_in_the_end() {
+    let limits = Limits { pinning: Duration::from_millis(50), ..LIMITS };
+    let fake = Arc::new(Fake::new(6));
+    fake.open_gate(false);
+    let mut rig = Rig::with(&Shape { limits, ..Shape::small(6) }, fake).expect("valid");
+    rig.store(1, &[3, 4], &[0, 1]).expect("open");
+    assert_eq!(rig.wait(1), [(1, false)]);
+    rig.fake.open_gate(true);
+    rig.finish();
+}
+
+#[test]
+fn without_pinning_everything_works_too() {
+    let mut rig = Rig::new(&Shape { piece: 0, ..Shape::small(7) });
+    rig.store(1, &numbers(9), &numbers(9)).expect("open");
+    assert_eq!(rig.wait(1), [(1, true)]);
+    rig.load(2, &numbers(9), &[9, 8, 7, 6, 5, 4, 3, 2, 1], true).expect("open");
+    assert_eq!(rig.wait(1), [(2, true)]);
+    assert_eq!(rig.pool.pinned_bytes(), 0);
+    rig.finish();
+}

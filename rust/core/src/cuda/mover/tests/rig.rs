@@ -1,0 +1,391 @@
+//! What the tests share: a pool and KV in memory of the test, with a model of what they must hold.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::*;
+use crate::HostPoolConfig;
+use crate::cuda::fake::Fake;
+
+pub(super) const LONG: Duration = Duration::from_secs(60);
+
+/// The engine's own stream.
+pub(super) const COMPUTE: Stream = 1;
+
+pub(super) const STREAMS: Streams = Streams { load_copy: 2, load_scatter: 3, store_gather: 4, store_copy: 5 };
+
+/// Limits under which every wait of the GPU's own matters: more stages in flight than there are buffers.
+pub(super) const LIMITS: Limits = Limits {
+    load_stages: 6,
+    store_stages: 6,
+    loads_first: Duration::from_millis(1),
+    pinning: Duration::from_secs(30),
+};
+
+/// What a rig is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Shape {
+    /// Page bytes of each layer, and the gap after each page.
+    pub(super) layers: Vec<(usize, usize)>,
+    /// Whether one tensor holds all layers of a block, one after the other.
+    pub(super) block_outer: bool,
+    pub(super) rows: usize,
+    pub(super) blocks: usize,
+    /// Rows of a staging buffer.
+    pub(super) stage: usize,
+    /// Rows of a registration; 0: the pool is not pinned.
+    pub(super) piece: usize,
+    pub(super) seed: u64,
+    pub(super) limits: Limits,
+}
+
+impl Shape {
+    pub(super) fn small(seed: u64) -> Self {
+        Self {
+            layers: vec![(64, 16), (32, 0)],
+            block_outer: false,
+            rows: 24,
+            blocks: 24,
+            stage: 2,
+            piece: 4,
+            seed,
+            limits: LIMITS,
+        }
+    }
+}
+
+/// What a job will have done when it is told of.
+struct Expected {
+    rows: Vec<u32>,
+    blocks: Vec<u32>,
+    stores: bool,
+}
+
+pub(super) struct Rig {
+    pub(super) fake: Arc<Fake>,
+    pub(super) pool: HostPool,
+    pub(super) mover: GpuMover,
+    /// KV as it is; its `u128`s only align it.
+    kv: Vec<Vec<u128>>,
+    _staging: Vec<Vec<u128>>,
+    layers: Vec<GpuLayer>,
+    /// A block's bytes, a row's bytes, as they must be.
+    kv_model: Vec<Vec<u8>>,
+    row_model: Vec<Vec<u8>>,
+    expected: HashMap<u64, Expected>,
+    random: u64,
+    /// Bytes on their way to or from the compute stream: kept until all is done.
+    scratch: Vec<Vec<u8>>,
+    reads: Vec<(usize, Vec<u8>)>,
+}
+
+fn memory(bytes: usize, fake: &Fake) -> Vec<u128> {
+    let memory = vec![0_u128; bytes.div_ceil(16)];
+    fake.add_device_memory(memory.as_ptr().cast(), memory.len() * 16);
+    memory
+}
+
+/// Addresses of the layers, in KV memory of the test.
+fn lay_out(shape: &Shape, fake: &Fake) -> (Vec<Vec<u128>>, Vec<GpuLayer>) {
+    let sizes = shape.layers.iter().map(|(page, gap)| page + gap);
+    if shape.block_outer {
+        let stride: usize = sizes.sum();
+        let tensor = memory(stride * shape.blocks, fake);
+        let mut address = tensor.as_ptr() as u64;
+        let place = |&(page_bytes, gap): &(usize, usize)| {
+            let layer = GpuLayer { address, block_stride: stride, page_bytes };
+            address += (page_bytes + gap) as u64;
+            layer
+        };
+        let layers = shape.layers.iter().map(place).collect();
+        return (vec![tensor], layers);
+    }
+    let tensors: Vec<_> = sizes.clone().map(|size| memory(size * shape.blocks, fake)).collect();
+    let place = |((&(page_bytes, _), block_stride), tensor): ((&(usize, usize), usize), &Vec<u128>)| {
+        GpuLayer { address: tensor.as_ptr() as u64, block_stride, page_bytes }
+    };
+    let layers = shape.layers.iter().zip(sizes).zip(&tensors).map(place).collect();
+    (tensors, layers)
+}
+
+impl Rig {
+    pub(super) fn new(shape: &Shape) -> Self {
+        Self::with(shape, Arc::new(Fake::new(shape.seed))).expect("valid")
+    }
+
+    pub(super) fn with(shape: &Shape, fake: Arc<Fake>) -> Result<Self> {
+        let row_bytes: usize = shape.layers.iter().map(|(page, _)| page).sum();
+        let stride = row_bytes.next_multiple_of(4096);
+        let config = HostPoolConfig {
+            size_bytes: shape.rows * stride,
+            row_bytes,
+            prefault_threads: 0,
+            huge_pages: false,
+        };
+        let pool = HostPool::in_pieces(&config, shape.piece * stride)?;
+        if shape.piece > 0 {
+            pool.pin_with(fake.clone());
+        }
+        let (kv, layers) = lay_out(shape, &fake);
+        let staging: Vec<_> = (0..4).map(|_| memory(shape.stage * stride, &fake)).collect();
+        let buffer =
+            |memory: &Vec<u128>| Staging { address: memory.as_ptr() as u64, bytes: shape.stage * stride };
+        let config = GpuMoverConfig {
+            layers: layers.clone(),
+            blocks: shape.blocks,
+            device: 0,
+            streams: STREAMS,
+            load_staging: staging[..2].iter().map(buffer).collect(),
+            store_staging: staging[2..].iter().map(buffer).collect(),
+        };
+        // SAFETY: all of it is memory of the rig, which outlives the mover.
+        let mover = unsafe { GpuMover::start(pool.clone(), config, fake.clone(), shape.limits)? };
+        let mut rig = Self {
+            fake,
+            pool,
+            mover,
+            kv,
+            _staging: staging,
+            layers,
+            kv_model: vec![vec![0; row_bytes]; shape.blocks],
+            row_model: vec![vec![0; row_bytes]; shape.rows],
+            expected: HashMap::new(),
+            random: shape.seed.wrapping_add(99),
+            scratch: Vec::new(),
+            reads: Vec::new(),
+        };
+        (0..shape.blocks as u32).for_each(|block| rig.scribble(block));
+        (0..shape.rows as u32).for_each(|row| rig.scribble_row(row));
+        Ok(rig)
+    }
+
+    pub(super) fn below(&mut self, limit: usize) -> usize {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) as usize % limit
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        (0..self.pool.row_bytes()).map(|_| self.below(256) as u8).collect()
+    }
+
+    /// A block's pages: address and bytes.
+    fn pages(&self, block: u32) -> Vec<(*mut u8, usize)> {
+        let page = |layer: &GpuLayer| {
+            ((layer.address as usize + block as usize * layer.block_stride) as *mut u8, layer.page_bytes)
+        };
+        self.layers.iter().map(page).collect()
+    }
+
+    /// Writes a block that nobody uses, as its next owner does.
+    pub(super) fn scribble(&mut self, block: u32) {
+        let bytes = self.bytes();
+        let mut rest = &bytes[..];
+        for (page, len) in self.pages(block) {
+            // SAFETY: a page of the rig that no operation uses.
+            unsafe { page.copy_from(rest.as_ptr(), len) };
+            rest = &rest[len..];
+        }
+        self.kv_model[block as usize] = bytes;
+    }
+
+    fn row_at(&self, row: u32) -> *mut u8 {
+        self.pool.base().as_ptr().wrapping_add(row as usize * self.pool.row_stride())
+    }
+
+    fn scribble_row(&mut self, row: u32) {
+        let bytes = self.bytes();
+        // SAFETY: a row of the pool that no operation uses.
+        unsafe { self.row_at(row).copy_from(bytes.as_ptr(), bytes.len()) };
+        self.row_model[row as usize] = bytes;
+    }
+
+    /// The engine computes blocks, later than now.
+    fn compute(&mut self, blocks: &[u32]) {
+        for &block in blocks {
+            let bytes = self.bytes();
+            let mut from = bytes.as_ptr();
+            for (page, len) in self.pages(block) {
+                self.fake.compute(COMPUTE, from, page, len);
+                from = from.wrapping_add(len);
+            }
+            self.scratch.push(bytes.clone());
+            self.kv_model[block as usize] = bytes;
+        }
+    }
+
+    /// The engine reads blocks, later than now; `finish` checks that it reads what the model says now.
+    fn read(&mut self, blocks: &[u32]) {
+        for &block in blocks {
+            let mut bytes = vec![0; self.pool.row_bytes()];
+            let mut to = bytes.as_mut_ptr();
+            for (page, len) in self.pages(block) {
+                self.fake.compute(COMPUTE, page, to, len);
+                to = to.wrapping_add(len);
+            }
+            self.reads.push((self.scratch.len(), self.kv_model[block as usize].clone()));
+            self.scratch.push(bytes);
+        }
+    }
+
+    /// The engine computes blocks and has them stored.
+    pub(super) fn store(&mut self, job: u64, rows: &[u32], blocks: &[u32]) -> Result<()> {
+        self.compute(blocks);
+        self.mover.submit_store(job, rows.to_vec(), blocks.to_vec(), COMPUTE)?;
+        self.expect(job, rows, blocks, true);
+        Ok(())
+    }
+
+    /// A load in the background; with `fence` the engine reads the blocks' old content shortly before.
+    pub(super) fn load(&mut self, job: u64, rows: &[u32], blocks: &[u32], fence: bool) -> Result<()> {
+        if fence {
+            self.read(blocks);
+        }
+        self.mover.submit_load(job, rows.to_vec(), blocks.to_vec(), fence.then_some(COMPUTE))?;
+        self.expect(job, rows, blocks, false);
+        Ok(())
+    }
+
+    /// A load between two uses of the blocks by the engine. After an error the blocks are another's at once.
+    pub(super) fn load_now(&mut self, rows: &[u32], blocks: &[u32]) -> Result<()> {
+        self.read(blocks);
+        match self.mover.load_now(rows, blocks, COMPUTE) {
+            Ok(bytes) => assert_eq!(bytes as usize, rows.len() * self.pool.row_bytes()),
+            Err(error) => {
+                if self.mover.open().is_ok() {
+                    // The engine computes them again on its stream.
+                    self.compute(blocks);
+                } else {
+                    self.expect(u64::MAX, rows, blocks, false);
+                }
+                return Err(error);
+            }
+        }
+        for (&row, &block) in rows.iter().zip(blocks) {
+            self.kv_model[block as usize] = self.row_model[row as usize].clone();
+        }
+        self.read(blocks);
+        Ok(())
+    }
+
+    fn expect(&mut self, job: u64, rows: &[u32], blocks: &[u32], stores: bool) {
+        let expected = Expected { rows: rows.to_vec(), blocks: blocks.to_vec(), stores };
+        assert!(self.expected.insert(job, expected).is_none());
+    }
+
+    /// Takes in what has ended: checks its bytes, then gives its blocks (and rows that failed) to somebody else.
+    pub(super) fn poll(&mut self) -> Vec<(u64, bool)> {
+        let ended = self.mover.poll().expect("open");
+        let mut told = Vec::new();
+        for outcome in ended {
+            let Expected { rows, blocks, stores } = self.expected.remove(&outcome.job).expect("told once");
+            let succeeded = outcome.bytes.is_ok();
+            if let Ok(bytes) = outcome.bytes {
+                assert_eq!(bytes as usize, rows.len() * self.pool.row_bytes());
+            }
+            for (&row, &block) in rows.iter().zip(&blocks) {
+                let (row_at, block_at) = (row as usize, block as usize);
+                if succeeded && stores {
+                    self.row_model[row_at] = self.kv_model[block_at].clone();
+                } else if succeeded {
+                    self.kv_model[block_at] = self.row_model[row_at].clone();
+                }
+                if succeeded {
+                    self.check_row(row);
+                    self.check_block(block);
+                } else if stores {
+                    self.scribble_row(row);
+                }
+                if succeeded {
+                    self.scribble(block);
+                } else {
+                    // What the engine did with it before may not be done, so that it goes on on its own stream.
+                    self.compute(&[block]);
+                }
+            }
+            told.push((outcome.job, succeeded));
+        }
+        told
+    }
+
+    fn check_row(&self, row: u32) {
+        // SAFETY: a row of the pool that no operation uses.
+        let bytes = unsafe { std::slice::from_raw_parts(self.row_at(row), self.pool.row_bytes()) };
+        assert!(bytes == self.row_model[row as usize], "row {row} is wrong");
+    }
+
+    fn check_block(&self, block: u32) {
+        let mut rest = &self.kv_model[block as usize][..];
+        for (number, (page, len)) in self.pages(block).into_iter().enumerate() {
+            // SAFETY: a page of the rig that no operation uses.
+            let bytes = unsafe { std::slice::from_raw_parts(page, len) };
+            assert!(bytes == &rest[..len], "layer {number} of block {block} is wrong");
+            rest = &rest[len..];
+        }
+    }
+
+    /// Polls until `count` jobs were told of.
+    pub(super) fn wait(&mut self, count: usize) -> Vec<(u64, bool)> {
+        let deadline = Instant::now() + LONG;
+        let mut told = Vec::new();
+        while told.len() < count {
+            assert!(Instant::now() < deadline, "{told:?} of {count} jobs");
+            told.extend(self.poll());
+            thread::sleep(Duration::from_micros(50));
+        }
+        told
+    }
+
+    /// Everything that was submitted runs; then every byte must be as the model says, but for jobs never told of.
+    pub(super) fn finish(&mut self) {
+        self.fake.finish();
+        assert_eq!(self.fake.violations(), Vec::<String>::new());
+        for (scratch, expected) in mem::take(&mut self.reads) {
+            assert!(self.scratch[scratch] == expected, "the engine read something else than it must");
+        }
+        let lost: Vec<&Expected> = self.expected.values().collect();
+        for row in 0..self.row_model.len() as u32 {
+            if !lost.iter().any(|expected| expected.rows.contains(&row)) {
+                self.check_row(row);
+            }
+        }
+        for block in 0..self.kv_model.len() as u32 {
+            if !lost.iter().any(|expected| expected.blocks.contains(&block)) {
+                self.check_block(block);
+            }
+        }
+    }
+
+    /// Bytes of KV memory between pages, which nobody writes.
+    pub(super) fn gaps(&self) -> usize {
+        let pages: usize =
+            self.layers.iter().map(|layer| layer.page_bytes).sum::<usize>() * self.kv_model.len();
+        self.kv.iter().map(|tensor| tensor.len() * 16).sum::<usize>() - pages
+    }
+
+    /// Bytes of KV memory that are zero: gaps, and few others.
+    pub(super) fn zeros(&self) -> usize {
+        let zeros = |tensor: &Vec<u128>| {
+            tensor.iter().flat_map(|word| word.to_ne_bytes()).filter(|&byte| byte == 0).count()
+        };
+        self.kv.iter().map(zeros).sum()
+    }
+
+    /// As many different numbers below `limit`, none of those taken, which they join.
+    pub(super) fn draw(&mut self, count: usize, limit: usize, taken: &mut Vec<u32>, runs: bool) -> Vec<u32> {
+        let mut free: Vec<u32> = (0..limit as u32).filter(|number| !taken.contains(number)).collect();
+        let mut drawn = Vec::new();
+        while drawn.len() < count && !free.is_empty() {
+            let at = if runs && !drawn.is_empty() { 0 } else { self.below(free.len()) };
+            if runs && drawn.is_empty() {
+                free.rotate_left(at);
+                drawn.push(free.remove(0));
+            } else {
+                drawn.push(free.remove(at));
+            }
+        }
+        taken.extend(&drawn);
+        drawn
+    }
+}

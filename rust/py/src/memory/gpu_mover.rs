@@ -1,0 +1,142 @@
+//! `GpuMover` for Python.
+
+use std::mem;
+
+use lmcache_core::{GpuLayer, GpuMoverConfig, Staging, Streams};
+use pyo3::prelude::*;
+
+use super::convert::{Count, Numbers, Timeout, detached, invalid};
+use super::host_pool::HostPool;
+use super::mover::{CLOSE_DEFAULT, told};
+use crate::error::{guarded_py, to_python};
+
+#[pyfunction]
+pub fn cuda_available() -> bool {
+    lmcache_core::cuda_available()
+}
+
+#[pyclass(frozen, module = "lmcache_rs._core")]
+pub struct GpuMover {
+    /// Always there, but in drop.
+    mover: Option<lmcache_core::GpuMover>,
+    /// What the GPU uses, until it is done.
+    keep: Option<Py<PyAny>>,
+}
+
+/// Address, bytes.
+type Buffer = (Count<u64>, Count<usize>);
+
+#[pymethods]
+impl GpuMover {
+    #[new]
+    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, keep = None))]
+    #[expect(clippy::too_many_arguments, reason = "Python names them")]
+    fn new(
+        py: Python<'_>,
+        pool: &HostPool,
+        layers: Vec<(Count<u64>, Count<usize>, Count<usize>)>,
+        blocks: Count<usize>,
+        device: Count<usize>,
+        streams: (Count<u64>, Count<u64>, Count<u64>, Count<u64>),
+        load_staging: Vec<Buffer>,
+        store_staging: Vec<Buffer>,
+        keep: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let layer = |(address, stride, page): (Count<u64>, Count<usize>, Count<usize>)| GpuLayer {
+            address: address.0,
+            block_stride: stride.0,
+            page_bytes: page.0,
+        };
+        let buffers = |staging: Vec<Buffer>| {
+            staging
+                .into_iter()
+                .map(|(address, bytes)| Staging { address: address.0, bytes: bytes.0 })
+                .collect()
+        };
+        let (load_copy, load_scatter, store_gather, store_copy) = streams;
+        let config = GpuMoverConfig {
+            layers: layers.into_iter().map(layer).collect(),
+            blocks: blocks.0,
+            device: device.0,
+            streams: Streams {
+                load_copy: load_copy.0,
+                load_scatter: load_scatter.0,
+                store_gather: store_gather.0,
+                store_copy: store_copy.0,
+            },
+            load_staging: buffers(load_staging),
+            store_staging: buffers(store_staging),
+        };
+        let pool = pool.pool.clone();
+        // SAFETY: Python cannot promise it to the compiler; the stub asks it of the caller.
+        detached(py, move || unsafe { lmcache_core::GpuMover::new(pool, config) })
+            .map(|mover| Self { mover: Some(mover), keep })
+    }
+
+    #[pyo3(signature = (job, rows, blocks, stream = None))]
+    fn submit_load(
+        &self,
+        py: Python<'_>,
+        job: Count<u64>,
+        rows: Numbers,
+        blocks: Numbers,
+        stream: Option<Count<u64>>,
+    ) -> PyResult<()> {
+        let (mover, stream) = (self.get()?, stream.map(|stream| stream.0));
+        let (rows, blocks) = (rows.0, blocks.0);
+        detached(py, move || mover.submit_load(job.0, rows, blocks, stream))
+    }
+
+    fn submit_store(
+        &self,
+        py: Python<'_>,
+        job: Count<u64>,
+        rows: Numbers,
+        blocks: Numbers,
+        stream: Count<u64>,
+    ) -> PyResult<()> {
+        let mover = self.get()?;
+        let (rows, blocks) = (rows.0, blocks.0);
+        detached(py, move || mover.submit_store(job.0, rows, blocks, stream.0))
+    }
+
+    fn load_now(&self, py: Python<'_>, rows: Numbers, blocks: Numbers, stream: Count<u64>) -> PyResult<u64> {
+        let mover = self.get()?;
+        let (rows, blocks) = (rows.0, blocks.0);
+        detached(py, move || mover.load_now(&rows, &blocks, stream.0))
+    }
+
+    fn poll(&self) -> PyResult<Vec<(u64, i64, f64)>> {
+        guarded_py(|| Ok(told(&self.get()?.poll().map_err(|error| to_python(&error))?)))
+    }
+
+    fn drain(&self, py: Python<'_>, timeout_s: Timeout) -> PyResult<bool> {
+        let mover = self.get()?;
+        detached(py, || mover.drain(timeout_s.0))
+    }
+
+    #[pyo3(signature = (timeout_s = Timeout(CLOSE_DEFAULT)))]
+    fn close(&self, py: Python<'_>, timeout_s: Timeout) -> PyResult<bool> {
+        let mover = self.get()?;
+        detached(py, || mover.close(timeout_s.0))
+    }
+}
+
+impl GpuMover {
+    fn get(&self) -> PyResult<&lmcache_core::GpuMover> {
+        self.mover.as_ref().ok_or_else(|| invalid("this GpuMover is being dropped"))
+    }
+}
+
+impl Drop for GpuMover {
+    fn drop(&mut self) {
+        let Some(mover) = self.mover.take() else { return };
+        // Waits for the GPU: without the GIL.
+        let close = || mover.close(CLOSE_DEFAULT).is_ok_and(|ended| ended);
+        let ended = guarded_py(|| Ok(Python::attach(|py| py.detach(close))));
+        if !ended.is_ok_and(|ended| ended) {
+            // The GPU may still be at work there: nobody else must ever get that memory.
+            mem::forget(self.keep.take());
+        }
+    }
+}
