@@ -106,7 +106,7 @@ class Bench:
         elif what == "load":
             self.mover.submit_load(self.job, rows, blocks)
         else:
-            self.mover.load_now(rows, blocks)
+            self.mover.load_now(0, rows, blocks)
         return time.perf_counter() - start
 
     def wait(self) -> None:

@@ -17,6 +17,8 @@ _Numbers: TypeAlias = Buffer | npt.NDArray[np.uint32]
 
 __all__ = [
     "ClosedError",
+    "DeviceError",
+    "GpuMover",
     "HostPool",
     "Index",
     "InternalError",
@@ -31,6 +33,7 @@ __all__ = [
     "Reservation",
     "__version__",
     "build_profile",
+    "cuda_available",
     "hash_tokens",
     "pool_rows",
 ]
@@ -291,13 +294,13 @@ class GpuMover:
         store_staging: Sequence[tuple[int, int]],
         keep: Any = None,
     ) -> GpuMover: ...
-    def submit_load(self, job: int, rows: Buffer, blocks: Buffer, stream: int | None = None) -> None:
+    def submit_load(self, job: int, rows: _Numbers, blocks: _Numbers, stream: int | None = None) -> None:
         """Load in the background, before stores that were not begun. With `stream`, blocks are written after everything
         submitted to it until now."""
-    def submit_store(self, job: int, rows: Buffer, blocks: Buffer, stream: int) -> None:
+    def submit_store(self, job: int, rows: _Numbers, blocks: _Numbers, stream: int) -> None:
         """Store in the background what the blocks hold after everything submitted to `stream` until now. Waits, for a
         minute at most, until its rows are pinned, if they will be."""
-    def load_now(self, rows: Buffer, blocks: Buffer, stream: int) -> int:
+    def load_now(self, rows: _Numbers, blocks: _Numbers, stream: int) -> int:
         """Load between everything submitted to `stream` until now and everything that will be. Submits and returns the
         bytes; only the GPU waits. After an error nothing of the load runs any more."""
     def poll(self) -> list[tuple[int, int, float]]:

@@ -30,7 +30,7 @@ def look(
 
 
 def test_what_is_served() -> None:
-    assert look() == Geometry(16, 8192, 128, ("a", "b"), 10, 2, 2)
+    assert look() == Geometry(16, 8192, 128, ("a", "b"), 10, 2, "cpu", 2)
 
 
 def test_engines_of_one_host_share_its_memory() -> None:

@@ -131,7 +131,7 @@ class ToyEngine:
         config = load_config(extra or {}, environ={})
         self.counters = Counters()
         names = tuple(f"layer.{i}" for i in range(LAYERS))
-        geometry = Geometry(BLOCK, ROW_BYTES, rows, names, blocks, ranks, ranks)
+        geometry = Geometry(BLOCK, ROW_BYTES, rows, names, blocks, ranks, "cpu", ranks)
         self.scheduler = SchedulerSide(
             config, geometry, roles or Roles(True, True), "sha256", tail_hash, self.counters
         )

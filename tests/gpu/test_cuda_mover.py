@@ -158,7 +158,7 @@ def test_round_trips_are_byte_exact(layout: Any, dtype: Any, consecutive: bool) 
             rig.load(rows, targets)
             rig.wait(1)
         else:
-            rig.mover.load_now(rows, targets)
+            rig.mover.load_now(0, rows, targets)
         assert same(rig.content(targets), expected)
         assert same(rig.content(untouched), [layer[untouched.astype(np.int64)] for layer in before])
     rig.mover.close()
@@ -200,7 +200,7 @@ def test_a_load_now_is_between_what_the_stream_does_before_and_after(rig: Rig) -
         torch.cuda.synchronize()
         torch.cuda._sleep(SLOW_CYCLES)
         seen_before = [as_bytes(tensor)[index] for tensor in rig.kv]
-        rig.mover.load_now(rows, blocks)
+        rig.mover.load_now(0, rows, blocks)
         seen_after = [as_bytes(tensor)[index] for tensor in rig.kv]
         assert same([layer.cpu() for layer in seen_before], old), turn
         assert same(seen_after, stored), turn
@@ -210,7 +210,7 @@ def test_a_load_now_does_not_hold_the_caller(rig: Rig) -> None:
     torch.cuda.synchronize()
     torch.cuda._sleep(20 * SLOW_CYCLES)
     start = time.perf_counter()
-    rig.mover.load_now(u32(range(20)), u32(range(20)))
+    rig.mover.load_now(0, u32(range(20)), u32(range(20)))
     submitted = time.perf_counter() - start
     torch.cuda.synchronize()
     assert submitted < (time.perf_counter() - start) / 4
@@ -326,7 +326,7 @@ def test_without_pinning_copies_are_right_too() -> None:
     rig.store(rows, blocks)
     rig.wait(1)
     rig.wipe(blocks)
-    rig.mover.load_now(rows, blocks)
+    rig.mover.load_now(0, rows, blocks)
     assert same(rig.content(blocks), expected)
     assert rig.pool.pinned_bytes == 0
     rig.mover.close()

@@ -115,6 +115,12 @@ class Config:
         "Threads that copy KV on the CPU; none: lmcache_rs chooses.",
         ours=True,
     )
+    pin: Literal["require", "prefer", "off"] = _key(
+        "prefer",
+        v.choice("require", "prefer", "off"),
+        "Pin the RAM for copies with a GPU; `prefer` goes on without where the machine refuses, several times slower.",
+        ours=True,
+    )
     prefault_threads: int = _key(
         1,
         v.integer(0, 256),

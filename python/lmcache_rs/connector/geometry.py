@@ -24,6 +24,8 @@ class Geometry:
     """Blocks in vLLM's pool."""
     ranks: int
     """Workers of this engine: each holds its own part of a row."""
+    device: str
+    """What vLLM's KV lies on: "cpu" or "cuda"."""
     ranks_on_host: int
     """Workers that share this machine's memory, those of other data-parallel engines included."""
 
@@ -42,7 +44,7 @@ def inspect(vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes
     groups = kv_cache_config.kv_cache_groups
     if not pool_bytes:
         return Declined("local_cpu", "local_cpu is off, and no other tier is supported yet")
-    if device_type != "cpu":
+    if device_type not in ("cpu", "cuda"):
         return Declined("device", f"KV on {device_type!r} is not supported yet")
     contexts = (
         getattr(parallel, "decode_context_parallel_size", 1),
@@ -75,5 +77,6 @@ def inspect(vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes
         layer_names=names,
         gpu_blocks=kv_cache_config.num_blocks,
         ranks=parallel.world_size,
+        device=device_type,
         ranks_on_host=parallel.world_size * getattr(parallel, "data_parallel_size_local", 1),
     )

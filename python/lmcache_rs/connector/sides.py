@@ -12,7 +12,7 @@ from lmcache_rs.connector.geometry import Declined, Geometry, inspect
 from lmcache_rs.connector.handle import EngineHandle
 from lmcache_rs.connector.scheduler import Roles, SchedulerSide
 from lmcache_rs.connector.stats import Counters
-from lmcache_rs.connector.worker import WorkerSide
+from lmcache_rs.connector.worker import Mover, WorkerSide
 from lmcache_rs.copy.cpu import CpuMover
 from lmcache_rs.log import init_logger
 from lmcache_rs.memory import clamp
@@ -145,25 +145,32 @@ def _announce(config: Config, geometry: Geometry | Declined) -> None:
     )
 
 
-def _make_mover(config: Config, geometry: Geometry, kv_caches: Mapping[str, Any]) -> CpuMover | None:
+def _make_mover(config: Config, geometry: Geometry, kv_caches: Mapping[str, Any]) -> Mover | None:
     tensors = list({t.data_ptr(): t for t in (kv_caches[n] for n in geometry.layer_names)}.values())
-    untouched = sum(t.numel() * t.element_size() for t in tensors) * geometry.ranks_on_host
+    on_gpu = geometry.device == "cuda"
+    kv_bytes = sum(t.numel() * t.element_size() for t in tensors)
+    untouched = 0 if on_gpu else kv_bytes * geometry.ranks_on_host
     size = clamp(
         config.max_local_cpu_bytes, config.reserve_local_cpu_bytes, untouched, geometry.ranks_on_host
     )
-    if pool_rows(size, geometry.row_bytes) == 0:
-        logger.warning(
-            "max_local_cpu_size: %d bytes do not hold one block of %d bytes", size, geometry.row_bytes
-        )
+    row_bytes = kv_bytes // geometry.gpu_blocks
+    if pool_rows(size, row_bytes) == 0:
+        logger.warning("max_local_cpu_size: %d bytes do not hold one block of %d bytes", size, row_bytes)
         return None
-    row_bytes = sum(t.numel() * t.element_size() for t in tensors) // geometry.gpu_blocks
-    pool = HostPool(size, row_bytes, config.prefault_threads, config.local_cpu_use_hugepages)
+    # Pinning touches the pages itself, piece by piece.
+    threads = 0 if on_gpu and config.pin != "off" else config.prefault_threads
+    pool = HostPool(size, row_bytes, threads, config.local_cpu_use_hugepages)
     logger.info(
         "Host pool: %d rows of %.2f MiB, %.2f GiB",
         pool.rows,
         pool.row_stride / 2**20,
         pool.size_bytes / 2**30,
     )
+    if on_gpu:
+        # Imports torch's CUDA part, which a machine without one need not have.
+        from lmcache_rs.copy.cuda import CudaMover
+
+        return CudaMover(pool, tensors, geometry.gpu_blocks, pin=config.pin)
     return CpuMover(pool, tensors, geometry.gpu_blocks, config.copy_threads or default_threads())
 
 

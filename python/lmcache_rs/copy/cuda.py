@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
@@ -68,6 +69,7 @@ class CudaMover:
             keep=(tensors, streams, staging),
         )
         self._ended: list[tuple[int, int, float]] = []
+        self._loads_now: deque[tuple[int, torch.cuda.Event, int, float]] = deque()
         self._closed = False
 
     @property
@@ -75,10 +77,15 @@ class CudaMover:
         """Rows of the pool."""
         return self._pool.rows
 
-    def load_now(self, rows: Numbers, blocks: Numbers) -> int:
-        """Load before what the current stream is given from now on. Returns bytes at once; the GPU waits."""
+    def load_now(self, job: int, rows: Numbers, blocks: Numbers) -> None:
+        """Load before what the current stream is given from now on. Returns at once; the GPU waits."""
         self._pins.check()
-        return self._mover.load_now(rows, blocks, self._stream())
+        began = time.perf_counter()
+        moved = self._mover.load_now(rows, blocks, self._stream())
+        # The current stream waits for the load, so an event on it says when the load has ended.
+        ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ended.record(torch.cuda.current_stream(self._device))
+        self._loads_now.append((job, ended, moved, began))
 
     def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Load in the background."""
@@ -92,8 +99,14 @@ class CudaMover:
 
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs that ended since the last call: (job, bytes or -1, seconds)."""
+        self._poll_loads_now()
         ended, self._ended = self._ended, []
         return ended if self._closed else ended + self._mover.poll()
+
+    def _poll_loads_now(self) -> None:
+        while self._loads_now and self._loads_now[0][1].query():  # type: ignore[no-untyped-call]
+            job, _, moved, began = self._loads_now.popleft()
+            self._ended.append((job, moved, time.perf_counter() - began))
 
     def close(self) -> None:
         """End the copies and their thread; what ended until then can still be polled. Safe twice."""

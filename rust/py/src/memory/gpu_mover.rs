@@ -115,7 +115,7 @@ impl GpuMover {
         detached(py, || mover.drain(timeout_s.0))
     }
 
-    #[pyo3(signature = (timeout_s = Timeout(CLOSE_DEFAULT)))]
+    #[pyo3(signature = (timeout_s = Timeout(CLOSE_DEFAULT)), text_signature = "($self, timeout_s=5.0)")]
     fn close(&self, py: Python<'_>, timeout_s: Timeout) -> PyResult<bool> {
         let mover = self.get()?;
         detached(py, || mover.close(timeout_s.0))
