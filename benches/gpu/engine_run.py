@@ -168,7 +168,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("mode", choices=sorted(CONNECTORS))
-    parser.add_argument("--cpu-gb", type=float, default=15)
+    parser.add_argument("--cpu-gb", type=float, default=20)
     parser.add_argument("--gpu-gb", type=float, default=24)
     options = parser.parse_args()
     os.environ.update(LMCACHE_CHUNK_SIZE="256", LMCACHE_MAX_LOCAL_CPU_SIZE=str(options.cpu_gb))

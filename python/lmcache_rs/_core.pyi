@@ -275,7 +275,8 @@ class GpuMover:
     `layers` are (address of block 0, bytes from block to block, bytes of a block), in the order of their bytes in a
     row, all with `blocks` blocks. Addresses and sizes are multiples of 4; of 16, for speed. `streams` are handles of
     (load copy, load scatter, store gather, store copy); 0 and streams that wait for it make copies wait for compute.
-    Staging buffers are (address, bytes), used in turn, one row stride or more each. All of it, and the KV, must live
+    Staging buffers are (address, bytes), used in turn, one row stride or more each; a stage of a background job moves
+    at most `background_bytes` (one row at least), `load_now` fills whole buffers. All of it, and the KV, must live
     until `close` returned True, or for ever: `keep` is an object that sees to it, given up only then. Rows and blocks
     are given in pairs and belong to the job until it ended.
 
@@ -292,6 +293,7 @@ class GpuMover:
         streams: tuple[int, int, int, int],
         load_staging: Sequence[tuple[int, int]],
         store_staging: Sequence[tuple[int, int]],
+        background_bytes: int,
         keep: Any = None,
     ) -> GpuMover: ...
     def submit_load(self, job: int, rows: _Numbers, blocks: _Numbers, stream: int | None = None) -> None:

@@ -62,6 +62,7 @@ def test_round_trips_are_byte_exact(layout: Any, dtype: Any, consecutive: bool) 
             rig.wait(1)
         else:
             rig.mover.load_now(0, rows, targets)
+            rig.wait(1)
         assert same(rig.content(targets), expected)
         assert same(rig.content(untouched), [layer[untouched.astype(np.int64)] for layer in before])
     rig.mover.close()
@@ -107,6 +108,7 @@ def test_a_load_now_is_between_what_the_stream_does_before_and_after(rig: Rig) -
         seen_after = [as_bytes(tensor)[index] for tensor in rig.kv]
         assert same([layer.cpu() for layer in seen_before], old), turn
         assert same(seen_after, stored), turn
+        rig.wait(1)
 
 
 def test_a_load_now_does_not_hold_the_caller(rig: Rig) -> None:
@@ -269,4 +271,4 @@ def test_what_cannot_be_moved_is_refused() -> None:
     pool = _core.HostPool(ROWS * 4096, 36)
     host = torch.from_dlpack(pool).data_ptr()
     with pytest.raises(InvalidArgumentError, match="not in the GPU's memory"):
-        _core.GpuMover(pool, [(host, 36, 36)], 1, 0, (0, 0, 0, 0), [(host, 4096)], [(host, 4096)])
+        _core.GpuMover(pool, [(host, 36, 36)], 1, 0, (0, 0, 0, 0), [(host, 4096)], [(host, 4096)], 4096)

@@ -1,7 +1,6 @@
 """The real engine on the GPU: the same tokens with the cache as without, over graphs, runners and kinds of load."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,8 @@ BASE: dict[str, Any] = {
     "kv_cache_memory_bytes": 540 * 16 * 4096,
     "gpu_memory_utilization": 0.3,
 }
+# vLLM's own sampler: the other one is compiled at its first use.
+SAMPLER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
 GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -26,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "extra": {"save_decode_cache": True},
     },
     "first model runner": {"env": {"VLLM_USE_V2_MODEL_RUNNER": "0"}},
-    "a pool that is too small": {"env": {"LMCACHE_MAX_LOCAL_CPU_SIZE": "8MiB"}, "llm": GRAPHS},
+    "a pool that is too small": {"env": {"LMCACHE_MAX_LOCAL_CPU_SIZE": "8MiB"}},
 }
 
 
@@ -36,9 +37,9 @@ def test_a_life_of_requests(
 ) -> None:
     options = dict(VARIANTS[variant])
     cache = connector(**options.pop("extra", {}))
-    llm = BASE | options.pop("llm", {})
-    run = run_scenario([*LIFE, ("settle", {}), ("stats", {})], connector=cache, llm=llm, **options)
-    assert run.tokens() == baseline(LIFE, llm=llm, env=options.get("env")).tokens()
+    llm, env = BASE | options.pop("llm", {}), SAMPLER | options.pop("env", {})
+    run = run_scenario([*LIFE, ("settle", {}), ("stats", {})], connector=cache, llm=llm, env=env)
+    assert run.tokens() == baseline(LIFE, llm=llm, env=env).tokens()
     stats = run.results[-1]
     assert stats["leases"] == stats["reserved"] == stats["leaving"] == 0
     assert not [name for name in stats if name.startswith("errors")], stats
@@ -49,19 +50,18 @@ def test_a_life_of_requests(
 
 def test_swapped_rows_change_the_tokens(run_scenario: Callable[..., Run]) -> None:
     steps: Steps = [generate(LONG), ("settle", {}), ("shift_rows", {}), generate(LONG)]
-    run = run_scenario(steps, connector=connector(), llm=BASE)
+    run = run_scenario(steps, connector=connector(), llm=BASE, env=SAMPLER)
     assert run.cached(3) == [2999]
     first, second = run.tokens()
     assert first != second
 
 
-def test_first_tokens_of_200_prompts_in_bfloat16(run_scenario: Callable[..., Run], tiny_model: Path) -> None:
+def test_first_tokens_of_200_prompts_in_bfloat16(run_scenario: Callable[..., Run]) -> None:
     many = [[[100 + i, 150 + i]] for i in range(200)]
     llm = BASE | {"dtype": "bfloat16"} | GRAPHS
     steps: Steps = [generate(*many, max_tokens=1), ("settle", {}), generate(*many, max_tokens=1)]
-    run = run_scenario(
-        steps, connector=connector(), llm=llm, model=tiny_model, env={"LMCACHE_MAX_LOCAL_CPU_SIZE": "512MiB"}
-    )
+    env = SAMPLER | {"LMCACHE_MAX_LOCAL_CPU_SIZE": "512MiB"}
+    run = run_scenario(steps, connector=connector(), llm=llm, env=env)
     cold, warm = run.tokens()
     assert cold == warm
     assert sum(run.cached(2)) == sum(150 + i - 1 for i in range(200))

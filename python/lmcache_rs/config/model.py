@@ -136,7 +136,7 @@ class Config:
     max_held_blocks_percent: float = _key(
         50.0,
         v.number(0, 100),
-        "The share of vLLM's KV blocks that unfinished stores may keep from being used again.",
+        "The share of vLLM's KV blocks that unfinished stores may keep after their requests have gone.",
         ours=True,
     )
     freeze: bool = _key(False, v.boolean(), "Serve hits and store nothing new.", ours=True)

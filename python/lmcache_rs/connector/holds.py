@@ -1,16 +1,21 @@
-"""GPU blocks that a store still reads stay in vLLM's block pool until the store is acknowledged."""
+"""Blocks that a store still reads stay in vLLM's block pool until the store is acknowledged."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 
 class HeldBlocks:
-    """References on blocks of vLLM's pool, at most `share_max` of it; given back before the pool is reset."""
+    """References on blocks of vLLM's pool, given back before the pool is reset.
+
+    A block costs nothing while its request runs. Blocks of requests that have gone, which nobody else could use, are
+    at most about `share_max` of the pool: beyond it nothing more is held.
+    """
 
     def __init__(self, share_max: float) -> None:
         self._share_max = share_max
         self._pool: Any = None
-        self.count = 0
+        self.orphans = 0
+        """Blocks held whose request has gone."""
 
     def bind(self, pool: Any, before_reset: Callable[[], None]) -> None:
         """Take vLLM's block pool. `before_reset` runs before every reset of it and must release all blocks.
@@ -29,19 +34,17 @@ class HeldBlocks:
 
     @property
     def room(self) -> int:
-        """Blocks that may be held beyond those that are."""
+        """Blocks that may be held for one more store."""
         if self._pool is None:
             return 0
-        return max(0, int(self._pool.num_gpu_blocks * self._share_max) - self.count)
+        return max(0, int(self._pool.num_gpu_blocks * self._share_max) - self.orphans)
 
     def hold(self, block_ids: Iterable[int]) -> list[Any]:
         """Reference blocks that are referenced by a request now, so that they outlive it."""
         blocks = [self._pool.blocks[i] for i in block_ids]
         self._pool.touch(blocks)
-        self.count += len(blocks)
         return blocks
 
     def release(self, blocks: list[Any]) -> None:
         """Give the references back; the last blocks of a prefix are the first to be reused, as in vLLM."""
-        self.count -= len(blocks)
         self._pool.free_blocks(reversed(blocks))

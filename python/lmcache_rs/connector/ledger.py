@@ -24,7 +24,7 @@ class StoreJob:
 
     id: int
     step: int
-    request_id: str
+    record: Record
     reservation: Reservation
     held: list[Any]
     table: list[int]
@@ -32,6 +32,8 @@ class StoreJob:
     since: float
     result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
     void: bool = False
+    orphan: bool = False
+    """The request has gone: nobody but this job needs the blocks."""
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ class Ledger:
         """Order a store; its blocks are held from now on."""
         held = self._held.hold(blocks.tolist())
         job = StoreJob(
-            next(self._ids), step, record.user_id, reservation, held, record.table, tokens, time.monotonic()
+            next(self._ids), step, record, reservation, held, record.table, tokens, time.monotonic()
         )
         self._stores[job.id] = job
         return StoreOrder(job.id, rows, blocks)
@@ -108,6 +110,13 @@ class Ledger:
             logger.warning("a worker has room for %d rows only, %d were planned", acks.rows, self._index.rows)
             self._index.shrink(acks.rows)
         return failed
+
+    def orphan(self, record: Record) -> None:
+        """The request gives its blocks back: those held are held for us alone from now on."""
+        for job in self._stores.values():
+            if job.record is record and job.held and not job.orphan:
+                job.orphan = True
+                self._held.orphans += len(job.held)
 
     def void_stores(self) -> None:
         """Release every held block now; the stores that read them are dropped when they are acknowledged."""
@@ -169,11 +178,12 @@ class Ledger:
             return
         job.reservation.commit()
         self._counters.add("stored_tokens", job.tokens)
-        self._count("store", job.request_id, job.result)
+        self._count("store", job.record.user_id, job.result)
 
     def _release(self, job: StoreJob) -> None:
         held, job.held = job.held, []
         if held:
+            self._held.orphans -= len(held) if job.orphan else 0
             self._held.release(held)
 
     def _count(self, what: str, request_id: str, result: JobResult) -> None:

@@ -1,5 +1,6 @@
 """The scheduler side: decides what is loaded and stored, in vLLM's scheduler process, on its main thread."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ class SchedulerSide:
         counters: Counters,
     ) -> None:
         self._geometry = geometry
+        self.ranks = geometry.ranks
         self._config = config
         self._roles = roles
         self._hash_algorithm = hash_algorithm
@@ -89,6 +91,9 @@ class SchedulerSide:
         self._late_stores: list[StoreOrder] = []
         self._step = 0
         self._closed = False
+        self.worker_nearby: Callable[[], WorkerAcks | None] | None = None
+        """Asks the engine's only worker, where it lives in this process: its answers need not wait for a step's output,
+        which with overlapping steps comes two steps late, and blocks are held for as long."""
 
     def bind_block_pool(self, pool: Any) -> None:
         """Take vLLM's block pool; stores need it to keep their source blocks."""
@@ -165,6 +170,10 @@ class SchedulerSide:
     def plan_step(self, scheduled: Any) -> StepOrders:
         """The orders of this step. When planning fails, every promised load is reported as failed instead."""
         self._step += 1
+        if self.worker_nearby is not None:
+            acks = self.worker_nearby()
+            if acks is not None:
+                self.acknowledge(acks)
         orders = StepOrders(self._loads, self._late_stores, self._broken)
         self._loads, self._late_stores, self._broken = [], [], []
         late = len(orders.stores)
@@ -199,13 +208,13 @@ class SchedulerSide:
             return
         self._lookup.forget(record)
         storing = self._storing.pop(record.id, None) is not None
-        if not (storing and self._config.save_decode_cache) or record.loading or self.frozen or self._closed:
-            return
-        record.table = list(block_ids)
-        # Ordered with the next step, which runs after the last one that computed anything of this request.
-        order = self._planner.plan(self._step + 1, record, final_tokens(request))
-        if order is not None:
-            self._late_stores.append(order)
+        if storing and self._config.save_decode_cache and not (record.loading or self.frozen or self._closed):
+            record.table = list(block_ids)
+            # Ordered with the next step, which runs after the last one that computed anything of this request.
+            order = self._planner.plan(self._step + 1, record, final_tokens(request))
+            if order is not None:
+                self._late_stores.append(order)
+        self._ledger.orphan(record)
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""

@@ -23,6 +23,9 @@ PinPolicy = Literal["require", "prefer", "off"]
 STAGE_BYTES = 64 << 20
 """GPU memory of one staging buffer; there are four. About a millisecond of the bus."""
 
+BACKGROUND_BYTES = 16 << 20
+"""What a background copy puts on the bus at once: the small copies of the engine's own steps queue behind it."""
+
 CLOSE_S_MAX = 5.0
 """Closing waits this long for copies in flight."""
 
@@ -47,6 +50,7 @@ class CudaMover:
         pin: PinPolicy = "prefer",
         fence_loads: bool = False,
         stage_bytes: int = STAGE_BYTES,
+        background_bytes: int = BACKGROUND_BYTES,
     ) -> None:
         self._pool = pool
         self._fence_loads = fence_loads
@@ -66,6 +70,7 @@ class CudaMover:
             (load_copy, load_scatter, store_gather, store_copy),
             buffers[:2],
             buffers[2:],
+            background_bytes,
             keep=(tensors, streams, staging),
         )
         self._ended: list[tuple[int, int, float]] = []
@@ -134,6 +139,7 @@ class Pins:
         self._pool = pool
         self._required = policy == "require"
         self._settled = policy == "off"
+        self._began = time.monotonic()
         if self._settled:
             return
         try:
@@ -153,6 +159,10 @@ class Pins:
         error = self._pool.pin_error
         if error is None:
             self._settled = self._pool.pinned_bytes == self._pool.size_bytes
+            if self._settled:
+                logger.info(
+                    "Host pool: all of it is pinned, %.1f s after its start", time.monotonic() - self._began
+                )
             return
         message = f"pinned {self._pool.pinned_bytes} of {self._pool.size_bytes} bytes of the cache's memory: {error}"
         if self._required:

@@ -29,7 +29,7 @@ type Buffer = (Count<u64>, Count<usize>);
 #[pymethods]
 impl GpuMover {
     #[new]
-    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, keep = None))]
+    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, background_bytes, keep = None))]
     #[expect(clippy::too_many_arguments, reason = "Python names them")]
     fn new(
         py: Python<'_>,
@@ -40,6 +40,7 @@ impl GpuMover {
         streams: (Count<u64>, Count<u64>, Count<u64>, Count<u64>),
         load_staging: Vec<Buffer>,
         store_staging: Vec<Buffer>,
+        background_bytes: Count<usize>,
         keep: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let layer = |(address, stride, page): (Count<u64>, Count<usize>, Count<usize>)| GpuLayer {
@@ -66,6 +67,7 @@ impl GpuMover {
             },
             load_staging: buffers(load_staging),
             store_staging: buffers(store_staging),
+            background_bytes: background_bytes.0,
         };
         let pool = pool.pool.clone();
         // SAFETY: Python cannot promise it to the compiler; the stub asks it of the caller.

@@ -72,6 +72,9 @@ pub struct GpuMoverConfig {
     pub load_staging: Vec<Staging>,
     /// Staging buffers for stores, used in turn.
     pub store_staging: Vec<Staging>,
+    /// The most that a stage of a background job moves, one row at least. Small, since the engine's own small copies of
+    /// each step queue behind what is on the bus; a load that the engine waits for fills whole buffers.
+    pub background_bytes: usize,
 }
 
 /// Copies whole blocks between the rows of a pool and KV tensors on a GPU. Rows and blocks are given in pairs.
@@ -85,6 +88,7 @@ pub struct GpuMover {
     layout: Layout,
     load_rows: usize,
     store_rows: usize,
+    background_rows: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -117,6 +121,7 @@ impl GpuMover {
         let layout = Layout::new(layers, blocks)?;
         check_row(&pool, &layout)?;
         let load_rows = stage_rows(&config.load_staging, pool.row_stride())?;
+        let background_rows = (config.background_bytes / pool.row_stride()).max(1);
         let store_rows = stage_rows(&config.store_staging, pool.row_stride())?;
         let entered = Entered::new(driver.as_ref())?;
         check_device(driver.as_ref(), &layout, config.load_staging.iter().chain(&config.store_staging))?;
@@ -143,7 +148,7 @@ impl GpuMover {
         let thread = thread::Builder::new().name(name).spawn(move || at_work.work()).map_err(|error| {
             Error::new(ErrorKind::OutOfMemory, format!("the GPU's copy thread did not start: {error}"))
         })?;
-        Ok(Self { shared, layout, load_rows, store_rows, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, layout, load_rows, store_rows, background_rows, thread: Mutex::new(Some(thread)) })
     }
 
     /// Loads in the background, after what was submitted to `stream` until now, if one is given. `poll` tells the end.
@@ -238,7 +243,7 @@ impl GpuMover {
             _ => None,
         };
         let most = if direction == Direction::Load { self.load_rows } else { self.store_rows };
-        let stage_rows = even(rows.len(), most);
+        let stage_rows = even(rows.len(), most.min(self.background_rows));
         let job = Job::new(job, direction, rows, blocks, after, self.layout.row_bytes(), stage_rows);
         self.shared.queue.lock().push(job)?;
         self.shared.work.notify_one();

@@ -11,8 +11,8 @@ use crate::{Error, ErrorKind, Result};
 /// How far the submitting thread goes ahead, and for how long it holds things back.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Stages of loads in flight: some milliseconds of work, so that the bus is busy however late the thread wakes, a
-    /// synchronous load need not wait long, and the driver's own queues never fill.
+    /// Stages of loads in flight: one that is copied and one that waits, so that the bus is busy and little is ahead of a
+    /// synchronous load, or of the engine's own copies.
     pub(super) load_stages: usize,
     /// Stages of stores in flight: one that is copied and one that is gathered.
     pub(super) store_stages: usize,
@@ -24,7 +24,7 @@ pub(super) struct Limits {
 
 impl Limits {
     pub(super) const DEFAULT: Self = Self {
-        load_stages: 4,
+        load_stages: 2,
         store_stages: 2,
         loads_first: Duration::from_millis(250),
         pinning: Duration::from_secs(60),

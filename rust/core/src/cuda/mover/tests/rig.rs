@@ -138,6 +138,7 @@ impl Rig {
             streams: STREAMS,
             load_staging: staging[..2].iter().map(buffer).collect(),
             store_staging: staging[2..].iter().map(buffer).collect(),
+            background_bytes: shape.stage * stride,
         };
         // SAFETY: all of it is memory of the rig, which outlives the mover.
         let mover = unsafe { GpuMover::start(pool.clone(), config, fake.clone(), shape.limits)? };
