@@ -171,7 +171,11 @@ def main() -> None:
     parser.add_argument("--cpu-gb", type=float, default=20)
     parser.add_argument("--gpu-gb", type=float, default=24)
     options = parser.parse_args()
-    os.environ.update(LMCACHE_CHUNK_SIZE="256", LMCACHE_MAX_LOCAL_CPU_SIZE=str(options.cpu_gb))
+    os.environ.update(
+        LMCACHE_EXPERIMENTAL_CUDA="1",
+        LMCACHE_CHUNK_SIZE="256",
+        LMCACHE_MAX_LOCAL_CPU_SIZE=str(options.cpu_gb),
+    )
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     engine = Engine(options.mode, options.cpu_gb, options.gpu_gb)

@@ -7,6 +7,9 @@ import pytest
 
 from vllm_scenarios import HITS, LIFE, LONG, Run, Steps, connector, generate
 
+# By this name even where a real LMCache is installed.
+NAME = "LMCacheRsConnector"
+
 pytestmark = [pytest.mark.gpu, pytest.mark.vllm, pytest.mark.timeout(900)]
 
 # Small blocks and a pool of 8,640 tokens, as on the CPU, so that requests are preempted and blocks are reused at once.
@@ -16,7 +19,7 @@ BASE: dict[str, Any] = {
     "gpu_memory_utilization": 0.3,
 }
 # vLLM's own sampler: the other one is compiled at its first use.
-SAMPLER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+ENV = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "LMCACHE_EXPERIMENTAL_CUDA": "1"}
 GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -36,22 +39,24 @@ def test_a_life_of_requests(
     variant: str, run_scenario: Callable[..., Run], baseline: Callable[..., Run]
 ) -> None:
     options = dict(VARIANTS[variant])
-    cache = connector(**options.pop("extra", {}))
-    llm, env = BASE | options.pop("llm", {}), SAMPLER | options.pop("env", {})
+    cache = connector(name=NAME, **options.pop("extra", {}))
+    llm, env = BASE | options.pop("llm", {}), ENV | options.pop("env", {})
     run = run_scenario([*LIFE, ("settle", {}), ("stats", {})], connector=cache, llm=llm, env=env)
     assert run.tokens() == baseline(LIFE, llm=llm, env=env).tokens()
     stats = run.results[-1]
     assert stats["leases"] == stats["reserved"] == stats["leaving"] == 0
     assert not [name for name in stats if name.startswith("errors")], stats
     assert stats["loads"] > 0
+    assert not stats.get("failed_loads"), stats
     if variant == "graphs":
         assert {step: run.cached(step) for step in HITS} == HITS
 
 
 def test_swapped_rows_change_the_tokens(run_scenario: Callable[..., Run]) -> None:
-    steps: Steps = [generate(LONG), ("settle", {}), ("shift_rows", {}), generate(LONG)]
-    run = run_scenario(steps, connector=connector(), llm=BASE, env=SAMPLER)
+    steps: Steps = [generate(LONG), ("settle", {}), ("shift_rows", {}), generate(LONG), ("stats", {})]
+    run = run_scenario(steps, connector=connector(name=NAME), llm=BASE, env=ENV)
     assert run.cached(3) == [2999]
+    assert run.results[4]["loads"] == 1, run.results[4]
     first, second = run.tokens()
     assert first != second
 
@@ -60,8 +65,8 @@ def test_first_tokens_of_200_prompts_in_bfloat16(run_scenario: Callable[..., Run
     many = [[[100 + i, 150 + i]] for i in range(200)]
     llm = BASE | {"dtype": "bfloat16"} | GRAPHS
     steps: Steps = [generate(*many, max_tokens=1), ("settle", {}), generate(*many, max_tokens=1)]
-    env = SAMPLER | {"LMCACHE_MAX_LOCAL_CPU_SIZE": "512MiB"}
-    run = run_scenario(steps, connector=connector(), llm=llm, env=env)
+    env = ENV | {"LMCACHE_MAX_LOCAL_CPU_SIZE": "512MiB"}
+    run = run_scenario(steps, connector=connector(name=NAME), llm=llm, env=env)
     cold, warm = run.tokens()
     assert cold == warm
     assert sum(run.cached(2)) == sum(150 + i - 1 for i in range(200))

@@ -38,12 +38,19 @@ class Declined:
     message: str
 
 
-def inspect(vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes: int) -> Geometry | Declined:
+def inspect(
+    vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes: int, cuda: bool
+) -> Geometry | Declined:
     """Read the geometry from vLLM's configuration, or say what is not supported. `pool_bytes`: 0 is no RAM tier."""
     parallel = vllm_config.parallel_config
     groups = kv_cache_config.kv_cache_groups
     if not pool_bytes:
         return Declined("local_cpu", "local_cpu is off, and no other tier is supported yet")
+    if device_type == "cuda" and not cuda:
+        message = (
+            "KV on NVIDIA GPUs is not proven right yet; LMCACHE_EXPERIMENTAL_CUDA=1 tries it all the same"
+        )
+        return Declined("cuda", message)
     if device_type not in ("cpu", "cuda"):
         return Declined("device", f"KV on {device_type!r} is not supported yet")
     contexts = (

@@ -45,6 +45,8 @@ class StepOrders:
     loads: list[LoadOrder] = field(default_factory=list)
     stores: list[StoreOrder] = field(default_factory=list)
     broken: list[BrokenLoad] = field(default_factory=list)
+    idle: bool = False
+    """No request computes anything in this step. vLLM up to 0.30 does not call the hook that stores then."""
 
 
 @dataclass(slots=True)

@@ -174,7 +174,8 @@ class SchedulerSide:
             acks = self.worker_nearby()
             if acks is not None:
                 self.acknowledge(acks)
-        orders = StepOrders(self._loads, self._late_stores, self._broken)
+        idle = not scheduled.num_scheduled_tokens
+        orders = StepOrders(self._loads, self._late_stores, self._broken, idle)
         self._loads, self._late_stores, self._broken = [], [], []
         late = len(orders.stores)
         try:

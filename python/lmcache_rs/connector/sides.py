@@ -78,12 +78,9 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
     config = load_config(transfer.kv_connector_extra_config)
     is_scheduler = role == api.KVConnectorRole.SCHEDULER
     try:
-        geometry = inspect(
-            vllm_config,
-            kv_cache_config,
-            api.device_type(),
-            config.max_local_cpu_bytes if config.local_cpu else 0,
-        )
+        pool_bytes = config.max_local_cpu_bytes if config.local_cpu else 0
+        device = api.device_type()
+        geometry = inspect(vllm_config, kv_cache_config, device, pool_bytes, config.experimental_cuda)
         sides = Sides(config, geometry)
         if is_scheduler:
             api.make_block_hashes_repeatable()

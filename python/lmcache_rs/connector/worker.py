@@ -44,6 +44,7 @@ class WorkerSide:
         self._async_loads: dict[int, LoadOrder] = {}
         self._sync_loads: dict[int, LoadOrder] = {}
         self._begun: StepOrders | None = None
+        self._stored: StepOrders | None = None
         self._acks: dict[int, JobResult] = {}
         self._received: set[str] = set()
         self._failed: dict[str, Numbers] = {}
@@ -78,7 +79,10 @@ class WorkerSide:
                 self._load_now(order)
 
     def after_forward(self, orders: StepOrders) -> None:
-        """The step's KV is computed: store."""
+        """The step's KV is computed: store. Idempotent."""
+        if orders is self._stored:
+            return
+        self._stored = orders
         for order in orders.stores:
             try:
                 self._require_mover().store(order.job, order.rows, order.blocks)
@@ -91,6 +95,8 @@ class WorkerSide:
 
         `failed_as_blocks`: vLLM cannot be told of failed requests; their blocks count as bad instead.
         """
+        if self._begun is not None and self._begun.idle:
+            self.after_forward(self._begun)
         self._poll()
         received, failed = self._received, self._failed
         self._received, self._failed = set(), {}
