@@ -118,7 +118,7 @@ class Config:
     experimental_cuda: bool = _key(
         False,
         v.boolean(),
-        "Serve KV on NVIDIA GPUs, which is not proven right yet. Without it a GPU engine runs as if there were no cache.",
+        "Serve KV on NVIDIA GPUs, which is not proven right yet. Without it an engine on a GPU runs without cache.",
         ours=True,
     )
     pin: Literal["require", "prefer", "off"] = _key(
