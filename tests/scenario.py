@@ -57,12 +57,17 @@ class Scenario:
 
         core.scheduler._preempt_request = counting
 
-    def sampling(self, max_tokens: int, params: dict[str, Any] | None = None) -> Any:
+    def sampling(self, max_tokens: int, params: dict[str, Any] | None = None, **options: Any) -> Any:
         from vllm import SamplingParams
 
         extra = {"kv_transfer_params": params} if params else None
         return SamplingParams(
-            temperature=0, max_tokens=max_tokens, detokenize=False, ignore_eos=True, extra_args=extra
+            temperature=0,
+            max_tokens=max_tokens,
+            detokenize=False,
+            ignore_eos=True,
+            extra_args=extra,
+            **options,
         )
 
     def generate(
@@ -157,13 +162,26 @@ class Scenario:
     def preemptions(self) -> int:
         return self.preempted
 
-    def shift_rows(self) -> None:
-        """Negative control: every stored row now holds its neighbour's bytes."""
+    def swap_layers(self) -> None:
+        """Negative control: every stored row now has its layers' KV in another order.
+
+        Rows exchanged within a prompt would not do: keys carry their own positions, so attention hardly sees it.
+        """
         import numpy
 
-        pool = numpy.from_dlpack(worker_side()._mover._pool)
-        used = int(handle().stats()["rows"] - handle().stats()["free"])
-        pool[:used] = numpy.roll(pool[:used], 1, axis=0)
+        rows = numpy.from_dlpack(worker_side()._mover._pool)
+        stats, layers = handle().stats(), self.llm.llm_engine.model_config.hf_config.num_hidden_layers
+        used = int(stats["rows"] - stats["free"])
+        row_bytes = worker_side()._mover._pool.row_bytes
+        rows[:used, :row_bytes] = numpy.roll(rows[:used, :row_bytes], row_bytes // layers, axis=1)
+
+    def swap_prompts(self) -> None:
+        """Negative control: the first half of the stored rows changes places with the second."""
+        import numpy
+
+        rows = numpy.from_dlpack(worker_side()._mover._pool)
+        used = int(handle().stats()["rows"] - handle().stats()["free"]) // 2 * 2
+        rows[:used] = numpy.roll(rows[:used], used // 2, axis=0)
 
     def fail_loads(self, count: int) -> None:
         """The next `count` loads raise in the mover."""

@@ -1,6 +1,6 @@
 """With the cache the engine gives the tokens that it gives without, whatever happens to its requests.
 
-Float32, and weights whose output depends on the KV: see `test_swapped_rows_change_the_tokens`.
+Float32, and weights whose output depends on the KV: see `test_wrong_kv_changes_the_tokens`.
 """
 
 from collections.abc import Callable
@@ -59,13 +59,16 @@ def test_first_tokens_in_bfloat16(run_scenario: Callable[..., Run], baseline: Ca
     assert sum(run.cached(1)) == sum(200 + 7 * i - 1 for i in range(20))
 
 
-def test_swapped_rows_change_the_tokens(run_scenario: Callable[..., Run]) -> None:
+@pytest.mark.parametrize("damage", ["swap_layers", "swap_prompts"])
+def test_wrong_kv_changes_the_tokens(damage: str, run_scenario: Callable[..., Run]) -> None:
     """The negative control: if this passes with equal tokens, no other test here proves anything."""
-    steps = [generate(LONG), ("shift_rows", {}), generate(LONG)]
+    other = [[4, 3000]]
+    steps: Steps = [generate(LONG), generate(other), (damage, {}), generate(LONG), generate(other)]
     run = run_scenario(steps, connector=connector())
-    assert run.cached(2) == [2999]
-    first, second = run.tokens()
-    assert first != second
+    assert run.cached(3) == run.cached(4) == [2999]
+    long, short, wrong_long, wrong_short = run.tokens()
+    assert long != wrong_long
+    assert short != wrong_short
 
 
 ABORTS: Steps = [
