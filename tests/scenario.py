@@ -86,6 +86,20 @@ class Scenario:
             "cached": [o.num_cached_tokens for o in outputs],
         }
 
+    def first_tokens(self, prompts: list[Any]) -> dict[str, Any]:
+        """One token for each prompt, and by how much its log probability is above the next best one's."""
+        requests = [{"prompt_token_ids": tokens_of(p)} for p in prompts]
+        outputs = self.llm.generate(requests, self.sampling(1, logprobs=2), use_tqdm=False)
+        leads = []
+        for output in outputs:
+            best = sorted((p.logprob for p in output.outputs[0].logprobs[0].values()), reverse=True)
+            leads.append(best[0] - best[1])
+        return {
+            "first": [o.outputs[0].token_ids[0] for o in outputs],
+            "leads": leads,
+            "cached": [o.num_cached_tokens for o in outputs],
+        }
+
     def abort(
         self, prompt: Any, after: int, max_tokens: int = 40, hold_loads: bool = False
     ) -> dict[str, Any]:

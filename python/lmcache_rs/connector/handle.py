@@ -53,10 +53,10 @@ class EngineHandle:
         return self._scheduler is not None and self._scheduler.frozen
 
     def stats(self) -> Mapping[str, float]:
-        """The index's gauges and counters and the connector's, since the start."""
+        """The index's gauges and counters, and the connector's (which win where both have a name), since the start."""
         if self._scheduler is None:
             return {}
-        return {**self._scheduler.counters.totals(), **self._scheduler.index.stats()}
+        return {**self._scheduler.index.stats(), **self._scheduler.counters.totals()}
 
     def close(self) -> None:
         """End the cache in this process: vLLM goes on without it."""
