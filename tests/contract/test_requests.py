@@ -301,3 +301,22 @@ def test_held_blocks_of_requests_that_have_gone_are_bounded() -> None:
     held = engine.pool.num_gpu_blocks - 1 - len(engine.pool.free)
     assert 16 <= held <= 24
     assert engine.counters.totals()["dropped_blocks:held_limit"] >= 8
+
+
+def test_a_nearby_worker_that_fails_leaves_promised_loads_ordered() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 31)))
+    engine.scheduler.worker_nearby = lambda: 1 / 0
+    repeat = Request("second", prompt(1, 31))
+    engine.run(repeat)
+    engine.scheduler.worker_nearby = engine.workers[0].take_acks
+    engine.assert_idle()
+    assert repeat.cached_tokens == 30
+
+
+def test_a_nearby_worker_is_asked_before_a_step_is_planned() -> None:
+    engine = ToyEngine(extra={"lmcache.save_decode_cache": True})
+    engine.scheduler.worker_nearby = engine.workers[0].take_acks
+    first = Request("first", prompt(1, 8), max_tokens=14)
+    engine.run(first)
+    assert second(engine, [*first.all_token_ids, 7, 7, 7]).cached_tokens == 20

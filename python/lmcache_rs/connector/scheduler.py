@@ -170,24 +170,23 @@ class SchedulerSide:
     def plan_step(self, scheduled: Any) -> StepOrders:
         """The orders of this step. When planning fails, every promised load is reported as failed instead."""
         self._step += 1
-        if self.worker_nearby is not None:
-            acks = self.worker_nearby()
-            if acks is not None:
-                self.acknowledge(acks)
-        idle = not scheduled.num_scheduled_tokens
-        orders = StepOrders(self._loads, self._late_stores, self._broken, idle)
+        orders = StepOrders(self._loads, self._late_stores, self._broken)
         self._loads, self._late_stores, self._broken = [], [], []
         late = len(orders.stores)
         try:
+            orders.idle = not scheduled.num_scheduled_tokens
+            acks = self.worker_nearby() if self.worker_nearby is not None else None
+            if acks is not None:
+                self.acknowledge(acks)
             if self._storing:
                 self._plan_stores(scheduled, orders.stores)
-        except Exception:
+        except Exception as error:
             # Loads and late stores are ordered already; what was planned here is taken back.
             self._ledger.undo(orders.stores[late:])
             del orders.stores[late:]
             self._storing.clear()
             self.counters.add("dropped_stores:planning")
-            raise PlanningError(orders) from None
+            raise PlanningError(orders) from error
         return orders
 
     def _plan_stores(self, scheduled: Any, stores: list[StoreOrder]) -> None:
