@@ -25,8 +25,6 @@ class EngineHandle:
             builder.register(ENGINE_NAME, handle)
         handle._scheduler = scheduler or handle._scheduler
         handle._worker = worker or handle._worker
-        if handle._scheduler is not None and handle._worker is not None and handle._scheduler.ranks == 1:
-            handle._scheduler.worker_nearby = handle._worker.take_acks
         return handle
 
     def leave(self, scheduler: SchedulerSide | None, worker: WorkerSide | None) -> None:

@@ -92,6 +92,7 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
             else:
                 sides.worker = WorkerSide(sides.barrier)
             sides.attach_handle()
+            _introduce(sides, transfer.engine_id)
     except Exception as error:
         sides = Sides(config, Declined("internal", "the connector could not be set up"))
         sides.barrier.report("setup", error)
@@ -113,6 +114,24 @@ def _scheduler_side(
         api.make_tail_hash(hash_algorithm, geometry.block_size),
         counters,
     )
+
+
+_workers_nearby: dict[str, WorkerSide] = {}
+"""Workers of this process by vLLM's engine id, until their engine's scheduler side has come."""
+
+
+def _introduce(sides: Sides, engine_id: str) -> None:
+    """Have a scheduler side ask its only worker directly, where both live in this process.
+
+    Not under MultiConnector, whose children share an engine id: each must hear of its own jobs only.
+    """
+    if api.inside_multi_connector():
+        return
+    if sides.worker is not None:
+        _workers_nearby[engine_id] = sides.worker
+    elif sides.scheduler is not None and sides.scheduler.ranks == 1:
+        worker = _workers_nearby.pop(engine_id, None)
+        sides.scheduler.worker_nearby = None if worker is None else worker.take_acks
 
 
 def _set_failure_policy(transfer: Any, config: Config) -> None:
