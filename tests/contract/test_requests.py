@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -306,17 +307,17 @@ def test_held_blocks_of_requests_that_have_gone_are_bounded() -> None:
 def test_a_nearby_worker_that_fails_leaves_promised_loads_ordered() -> None:
     engine = ToyEngine()
     engine.run(Request("first", prompt(1, 31)))
-    engine.scheduler.worker_nearby = lambda: 1 / 0
+    engine.scheduler.worker_nearby = SimpleNamespace(take_acks=lambda: None, start_loads=lambda _: 1 / 0)
     repeat = Request("second", prompt(1, 31))
     engine.run(repeat)
-    engine.scheduler.worker_nearby = engine.workers[0].take_acks
+    engine.scheduler.worker_nearby = engine.workers[0]
     engine.assert_idle()
     assert repeat.cached_tokens == 30
 
 
 def test_a_nearby_worker_is_asked_before_a_step_is_planned() -> None:
     engine = ToyEngine(extra={"lmcache.save_decode_cache": True})
-    engine.scheduler.worker_nearby = engine.workers[0].take_acks
+    engine.scheduler.worker_nearby = engine.workers[0]
     first = Request("first", prompt(1, 8), max_tokens=14)
     engine.run(first)
     assert second(engine, [*first.all_token_ids, 7, 7, 7]).cached_tokens == 20

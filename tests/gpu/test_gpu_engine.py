@@ -24,6 +24,8 @@ GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_m
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "graphs": {"llm": GRAPHS},
+    "by layers": {"llm": GRAPHS, "before": [("load_by_layers", {})]},
+    "told early": {"extra": {"sync_load_max_size": 0}, "llm": GRAPHS, "before": [("tell_loads_early", {})]},
     "eager, asynchronous": {"extra": {"sync_load_max_size": 0}},
     "prefix caching, generated tokens": {
         "llm": {"enable_prefix_caching": True},
@@ -41,13 +43,17 @@ def test_a_life_of_requests(
     options = dict(VARIANTS[variant])
     cache = connector(name=NAME, **options.pop("extra", {}))
     llm, env = BASE | options.pop("llm", {}), ENV | options.pop("env", {})
-    run = run_scenario([*LIFE, ("settle", {}), ("stats", {})], connector=cache, llm=llm, env=env)
+    before: Steps = options.pop("before", [])
+    after: Steps = [("early_joins", {}), ("layer_joins", {}), ("settle", {}), ("stats", {})]
+    run = run_scenario([*before, *LIFE, *after], connector=cache, llm=llm, env=env)
     assert run.tokens() == baseline(LIFE, llm=llm, env=env).tokens()
     stats = run.results[-1]
     assert stats["leases"] == stats["reserved"] == stats["leaving"] == 0
     assert not [name for name in stats if name.startswith("errors")], stats
     assert stats["loads"] > 0
     assert not stats.get("failed_loads"), stats
+    assert (run.results[-3] > 0) == (variant == "by layers")
+    assert (run.results[-4] > 0) == (variant == "told early")
     if variant == "graphs":
         assert {step: run.cached(step) for step in HITS} == HITS
 
@@ -80,6 +86,6 @@ def test_first_tokens_of_200_prompts_in_bfloat16(run_scenario: Callable[..., Run
     run = run_scenario(steps, connector=connector(name=NAME), llm=llm, env=env)
     cold, _, warm = run.results
     clear = [i for i, lead in enumerate(cold["leads"]) if lead > 0.1]
-    assert len(clear) > 150
+    assert len(clear) > 100
     assert [cold["first"][i] for i in clear] == [warm["first"][i] for i in clear]
     assert sum(warm["cached"]) == sum(150 + i - 1 for i in range(200))

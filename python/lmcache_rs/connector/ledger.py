@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,10 @@ class StoreJob:
 
 @dataclass(slots=True)
 class LoadJob:
-    """Rows being read. The lease keeps them; `first` is the position of the first one loaded."""
+    """Rows being read. The lease keeps them; `first` is the position of the first one loaded.
+
+    The blocks of an asynchronous one are held: the worker may tell vLLM that it has ended shortly before it has.
+    """
 
     id: int
     step: int
@@ -46,9 +50,11 @@ class LoadJob:
     lease: Lease
     first: int
     blocks: Numbers
+    held: list[Any]
     end_tokens: int
     since: float
     result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
+    orphan: bool = False
 
 
 class Ledger:
@@ -62,6 +68,7 @@ class Ledger:
         self._ids = itertools.count(1)
         self._stores: dict[int, StoreJob] = {}
         self._loads: dict[int, LoadJob] = {}
+        self._joins: list[int] = []
 
     def open_store(
         self, step: int, record: Record, reservation: Reservation, rows: Numbers, blocks: Numbers, tokens: int
@@ -83,13 +90,26 @@ class Ledger:
         order: tuple[Numbers, Numbers],
         end_tokens: int,
         asynchronous: bool,
+        by_layers: bool,
     ) -> LoadOrder:
         """Order a load of (rows, blocks); the lease is the job's now."""
         rows, blocks = order
-        job = LoadJob(next(self._ids), step, record, lease, first, blocks, end_tokens, time.monotonic())
+        held = self._held.hold(blocks.tolist()) if asynchronous and self._held.bound else []
+        now = time.monotonic()
+        job = LoadJob(next(self._ids), step, record, lease, first, blocks, held, end_tokens, now)
         self._loads[job.id] = job
         record.loading = True
-        return LoadOrder(job.id, record.id, rows, blocks, asynchronous)
+        return LoadOrder(job.id, record.id, rows, blocks, asynchronous, bool(held), by_layers)
+
+    def received(self, request_ids: Iterable[str]) -> None:
+        """Every rank told vLLM that these requests' loads have ended: readers join those that have not quite."""
+        requests = set(request_ids)
+        self._joins += [job.id for job in self._loads.values() if job.held and job.record.id in requests]
+
+    def take_joins(self) -> list[int]:
+        """Loads that the next step's forward may read."""
+        joins, self._joins = self._joins, []
+        return joins
 
     def acknowledge(self, acks: WorkerAcks) -> list[Record]:
         """Take the ranks' answers. Returns the requests whose load failed.
@@ -113,13 +133,17 @@ class Ledger:
 
     def orphan(self, record: Record) -> None:
         """The request gives its blocks back: those held are held for us alone from now on."""
-        for job in self._stores.values():
+        jobs: list[StoreJob | LoadJob] = [*self._stores.values(), *self._loads.values()]
+        for job in jobs:
             if job.record is record and job.held and not job.orphan:
                 job.orphan = True
                 self._held.orphans += len(job.held)
 
     def void_stores(self) -> None:
-        """Release every held block now; the stores that read them are dropped when they are acknowledged."""
+        """Release every block held for a store now; these stores are dropped when they are acknowledged.
+
+        Blocks that are being loaded stay held: nobody else may write them.
+        """
         for job in self._stores.values():
             job.void = True
             self._release(job)
@@ -143,7 +167,10 @@ class Ledger:
     @property
     def holds_blocks(self) -> bool:
         """Whether blocks will come back to vLLM's pool soon."""
-        return any(j.held and time.monotonic() - j.since < STEPPING_S_MAX for j in self._stores.values())
+        now = time.monotonic()
+        since = [job.since for job in self._stores.values() if job.held]
+        since += [job.since for job in self._loads.values() if job.orphan]
+        return any(now - began < STEPPING_S_MAX for began in since)
 
     def _end_load(self, job_id: int) -> LoadJob:
         job = self._loads.pop(job_id)
@@ -167,6 +194,7 @@ class Ledger:
         else:
             self._count("load", job.record.user_id, result)
         job.lease.release()
+        self._release(job)
         return job
 
     def _end_store(self, job: StoreJob) -> None:
@@ -180,7 +208,7 @@ class Ledger:
         self._counters.add("stored_tokens", job.tokens)
         self._count("store", job.record.user_id, job.result)
 
-    def _release(self, job: StoreJob) -> None:
+    def _release(self, job: StoreJob | LoadJob) -> None:
         held, job.held = job.held, []
         if held:
             self._held.orphans -= len(held) if job.orphan else 0

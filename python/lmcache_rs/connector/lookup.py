@@ -31,6 +31,8 @@ class LookupRules:
     asynchronous: bool
     sync_bytes_max: int
     """Loads up to this many bytes hold the step, and all loads of a request that is alone; 0: none ever does."""
+    layered_bytes_min: int | None
+    """Loads that hold the step come by layers from this size on; None: never."""
     min_tokens: int
     max_tokens: int
     """The most tokens loaded for a request at once; 0: no limit."""
@@ -137,15 +139,25 @@ class Lookup:
         load_bytes = (-(-total // size) - num_computed // size) * self._row_bytes
         limit = self._rules.sync_bytes_max
         asynchronous = self._rules.asynchronous and load_bytes > limit and not (alone and limit)
-        plan = Plan(
-            num_computed,
-            request.num_tokens,
-            epoch,
-            total - num_computed if asynchronous else need,
-            asynchronous,
-        )
+        if asynchronous:
+            plan = Plan(num_computed, request.num_tokens, epoch, total - num_computed, True)
+        else:
+            need, by_layers = self._layered(request, num_computed, need, load_bytes)
+            plan = Plan(num_computed, request.num_tokens, epoch, need, False, by_layers)
         self._keep(plan, match)
         return plan
+
+    def _layered(self, request: Any, num_computed: int, need: int, load_bytes: int) -> tuple[int, bool]:
+        """Tokens to load, and whether by layers: whole blocks only, and at least two tokens are left to compute.
+
+        vLLM runs a step of one token a request as one CUDA graph, which can wait for no layer, and in a block that is
+        partly loaded it would write tokens before that block's layer has come.
+        """
+        least, size = self._rules.layered_bytes_min, self._block_size
+        if least is None or load_bytes < least or num_computed % size:
+            return need, False
+        whole = min(num_computed + need, request.num_tokens - 2) // size * size - num_computed
+        return (whole, True) if whole > 0 else (need, False)
 
     def _why_not(self, record: Record, match: Match, need: int) -> str | None:
         if need >= max(1, self._rules.min_tokens):

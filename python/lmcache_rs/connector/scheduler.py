@@ -1,8 +1,8 @@
 """The scheduler side: decides what is loaded and stored, in vLLM's scheduler process, on its main thread."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, LookupRules, TailHash
 from lmcache_rs.connector.orders import BrokenLoad, LoadOrder, StepOrders, StoreOrder, WorkerAcks
-from lmcache_rs.connector.requests import Plan, Record, request_options
+from lmcache_rs.connector.requests import Plan, Record, follow_tables, request_options
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.stores import NULL_BLOCK, StorePlanner, StoreRules, final_tokens
 from lmcache_rs.log import init_logger
@@ -28,6 +28,23 @@ SYNC_LOAD_BYTES = {"cpu": 256 << 20, "cuda": 32 << 20}
 On the CPU about 10 ms at memory speed, where an asynchronous load costs its request 10 ms or more of extra steps, and a
 decode step takes longer than that. On a GPU about half a millisecond of the bus.
 """
+
+LAYERED_LOAD_BYTES_MIN = {"cpu": None, "cuda": 256 << 20}
+"""Synchronous loads from this size on come layer by layer where vLLM's forward can wait for layers.
+
+What it computes of a prompt then goes on beside the load; a step without CUDA graphs, which that takes, needs some
+10 ms of the CPU, which a load of this size (5 ms of the bus) begins to hide.
+"""
+
+
+class Nearby(Protocol):
+    """The engine's only worker, where it lives in this process."""
+
+    def take_acks(self) -> WorkerAcks | None:
+        """Its answers. They need not wait for a step's output, which with overlapping steps comes two steps late."""
+
+    def start_loads(self, orders: StepOrders) -> None:
+        """Begin a step's loads, before the step's inputs are prepared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +82,7 @@ class SchedulerSide:
             sync_bytes_max=SYNC_LOAD_BYTES[geometry.device]
             if config.sync_load_max_bytes is None
             else config.sync_load_max_bytes,
+            layered_bytes_min=LAYERED_LOAD_BYTES_MIN[geometry.device],
             min_tokens=config.min_retrieve_tokens,
             max_tokens=config.max_tokens_per_load,
             skip_last_tokens=config.skip_last_n_tokens,
@@ -91,9 +109,7 @@ class SchedulerSide:
         self._late_stores: list[StoreOrder] = []
         self._step = 0
         self._closed = False
-        self.worker_nearby: Callable[[], WorkerAcks | None] | None = None
-        """Asks the engine's only worker, where it lives in this process: its answers need not wait for a step's output,
-        which with overlapping steps comes two steps late, and blocks are held for as long."""
+        self.worker_nearby: Nearby | None = None
 
     def bind_block_pool(self, pool: Any) -> None:
         """Take vLLM's block pool; stores need it to keep their source blocks."""
@@ -119,6 +135,7 @@ class SchedulerSide:
         """See `Lookup.answer`."""
         if self._closed:
             return 0, False
+        self._ask_nearby()
         record = self._records.get(request.request_id) or self.add_request(request)
         return self._lookup.answer(record, num_computed, alone=len(self._records) == 1)
 
@@ -159,7 +176,9 @@ class SchedulerSide:
         real = blocks != NULL_BLOCK
         pair = (np.ascontiguousarray(rows[real]), blocks[real])
         self._loads.append(
-            self._ledger.open_load(self._step, record, lease, first, pair, end_tokens, plan.asynchronous)
+            self._ledger.open_load(
+                self._step, record, lease, first, pair, end_tokens, plan.asynchronous, plan.by_layers
+            )
         )
 
     def _promise_broken(self, record: Record, block_ids: list[int], asynchronous: bool) -> None:
@@ -170,14 +189,14 @@ class SchedulerSide:
     def plan_step(self, scheduled: Any) -> StepOrders:
         """The orders of this step. When planning fails, every promised load is reported as failed instead."""
         self._step += 1
-        orders = StepOrders(self._loads, self._late_stores, self._broken)
+        orders = StepOrders(self._loads, self._late_stores, self._broken, self._ledger.take_joins())
         self._loads, self._late_stores, self._broken = [], [], []
         late = len(orders.stores)
         try:
             orders.idle = not scheduled.num_scheduled_tokens
-            acks = self.worker_nearby() if self.worker_nearby is not None else None
-            if acks is not None:
-                self.acknowledge(acks)
+            if self.worker_nearby is not None:
+                self._ask_nearby()
+                self.worker_nearby.start_loads(orders)
             if self._storing:
                 self._plan_stores(scheduled, orders.stores)
         except Exception as error:
@@ -223,6 +242,16 @@ class SchedulerSide:
             if record.may_store and record.id in self._records:
                 self._storing[record.id] = record
 
+    def received(self, request_ids: Iterable[str]) -> None:
+        """VLLM was told that these requests' loads have ended."""
+        self._ledger.received(request_ids)
+
+    def _ask_nearby(self) -> None:
+        """Blocks that come back with an answer may be needed at once."""
+        acks = self.worker_nearby.take_acks() if self.worker_nearby is not None else None
+        if acks is not None:
+            self.acknowledge(acks)
+
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""
         return bool(self._late_stores) or self._ledger.busy
@@ -262,28 +291,3 @@ class PlanningError(Exception):
     def __init__(self, orders: StepOrders) -> None:
         super().__init__("planning the step's stores failed")
         self.orders = orders
-
-
-def follow_tables(storing: dict[str, Record], scheduled: Any) -> dict[str, int]:
-    """Bring the block tables of `storing` up to this step. Returns tokens computed before it, by request.
-
-    A new request comes with its whole table, a resumed one too; a running one with what was added.
-    """
-    computed: dict[str, int] = {}
-    for new in scheduled.scheduled_new_reqs:
-        record = storing.get(new.req_id)
-        if record is not None:
-            record.table = list(new.block_ids[0])
-            computed[new.req_id] = new.num_computed_tokens
-    cached = scheduled.scheduled_cached_reqs
-    for i, request_id in enumerate(cached.req_ids):
-        record = storing.get(request_id)
-        if record is None:
-            continue
-        added = cached.new_block_ids[i]
-        if request_id in cached.resumed_req_ids:
-            record.table = list(added[0]) if added is not None else []
-        elif added is not None:
-            record.table.extend(added[0])
-        computed[request_id] = cached.num_computed_tokens[i]
-    return computed

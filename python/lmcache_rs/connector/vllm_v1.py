@@ -49,10 +49,13 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward when the step has synchronous loads, otherwise after it."""
         if self._worker is not None:
-            self._worker.before_forward(self._orders())
+            self._worker.before_forward(self._orders(), api.waits_for_layers(forward_context))
 
+    @guard(lambda: None)
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing: a step's loads are ordered before its whole forward."""
+        """The forward reads this layer next."""
+        if self._worker is not None:
+            self._worker.before_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         """Nothing: blocks are stored whole, after the forward."""
@@ -136,9 +139,13 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: None)
     def update_connector_output(self, connector_output: Any) -> None:
         """The workers' answers of a step."""
+        if self._scheduler is None:
+            return
         answer = connector_output.kv_connector_worker_meta
-        if self._scheduler is not None and isinstance(answer, api.WorkerMetadata):
+        if isinstance(answer, api.WorkerMetadata):
             self._scheduler.acknowledge(answer.acks)
+        if connector_output.finished_recving:
+            self._scheduler.received(connector_output.finished_recving)
 
     @guard(lambda: (False, None))
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:

@@ -1,14 +1,21 @@
 """The worker side: owns this rank's host memory and moves its bytes, as the scheduler side orders."""
 
+import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.orders import BrokenLoad, JobResult, LoadOrder, Numbers, StepOrders, WorkerAcks
+from lmcache_rs.connector.pace import Pace
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
+
+
+SPOILED_S_MAX = 5.0
+"""A load whose layers the forward did not wait for is waited for at most this long."""
 
 
 class Mover(Protocol):
@@ -18,17 +25,23 @@ class Mover(Protocol):
     def rows(self) -> int:
         """Rows of the pool."""
 
-    def load_now(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Load before the step's forward reads the blocks, whichever way the device orders the two."""
+    def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
+        """Begin a load that the next forward reads, which joins it before it does."""
 
     def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Load beside whatever runs."""
+
+    def join_load(self, job: int, layer: int | None = None) -> None:
+        """What is computed from now on comes after the load, or after its layer, whichever way the device does it."""
+
+    def loads_ending_within(self, seconds: float) -> list[int]:
+        """Loads that will have ended in so many seconds, if they go on as they did."""
 
     def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Store the blocks as they are after what the step has computed so far."""
 
     def poll(self) -> list[tuple[int, int, float]]:
-        """Jobs of all three kinds that ended, nothing touching their rows or blocks any more: (job, bytes or -1, s)."""
+        """Jobs that ended, nothing touching their rows or blocks any more: (job, bytes or -1, s)."""
 
     def close(self) -> None:
         """End in bounded time; nothing touches KV or rows afterwards."""
@@ -37,12 +50,19 @@ class Mover(Protocol):
 class WorkerSide:
     """Carries out orders on the worker's main thread and keeps the answers until they are asked for."""
 
-    def __init__(self, barrier: Barrier) -> None:
+    def __init__(self, barrier: Barrier, pace: Pace) -> None:
         self._barrier = barrier
+        self._pace = pace
         self._mover: Mover | None = None
+        self._layers: Mapping[str, int] = {}
         self._rows_unreported = False
         self._async_loads: dict[int, LoadOrder] = {}
         self._sync_loads: dict[int, LoadOrder] = {}
+        self._early: set[int] = set()
+        """Asynchronous loads told to vLLM as ended, shortly before they are."""
+        self._unjoined: list[tuple[LoadOrder, set[int]]] = []
+        """Loads by layers, with the layers that the forward has not waited for."""
+        self._started: StepOrders | None = None
         self._begun: StepOrders | None = None
         self._stored: StepOrders | None = None
         self._acks: dict[int, JobResult] = {}
@@ -55,31 +75,58 @@ class WorkerSide:
         """Asynchronous loads in flight."""
         return len(self._async_loads)
 
-    def attach(self, mover: Mover | None) -> None:
-        """Take the mover made for the registered KV caches; None: this rank has none, every job fails."""
+    def attach(self, mover: Mover | None, layers: Mapping[str, int]) -> None:
+        """Take the mover made for the registered KV caches, and the numbers of their layers in it.
+
+        None: this rank has none, every job fails.
+        """
         self._mover = mover
+        self._layers = layers
         self._rows_unreported = True
 
+    def start_loads(self, orders: StepOrders) -> None:
+        """Start a step's loads, as soon as its orders are known. Idempotent."""
+        if orders is self._started:
+            return
+        self._started = orders
+        for order in orders.loads:
+            self._start(order)
+
     def begin_step(self, orders: StepOrders) -> None:
-        """The earliest hook of a step: start asynchronous loads, report the ones that cannot be. Idempotent."""
+        """The earliest hook of a step on the worker: report the loads that cannot be ordered. Idempotent."""
         if orders is self._begun:
             return
         self._begun = orders
+        self._pace.step(orders.idle)
+        self.start_loads(orders)
         for broken in orders.broken:
             self._report_broken(broken)
-        for order in orders.loads:
-            if order.asynchronous:
-                self._start(order)
+        for job in orders.joins:
+            self._join(job)
 
-    def before_forward(self, orders: StepOrders) -> None:
-        """The step's forward comes next and reads what its synchronous loads bring."""
+    def before_forward(self, orders: StepOrders, by_layers: bool = False) -> None:
+        """The step's forward comes next and reads what its synchronous loads bring; `by_layers`: it asks for each."""
         self.begin_step(orders)
         for order in orders.loads:
-            if not order.asynchronous:
-                self._load_now(order)
+            if order.asynchronous:
+                continue
+            if by_layers and order.by_layers and order.job in self._sync_loads:
+                self._unjoined.append((order, set(self._layers.values())))
+            else:
+                self._join(order.job)
+
+    def before_layer(self, name: str) -> None:
+        """The forward reads this layer next; it may ask again, from another stream."""
+        layer = self._layers.get(name)
+        if layer is None:
+            return
+        for order, missing in self._unjoined:
+            self._require_mover().join_load(order.job, layer)
+            missing.discard(layer)
 
     def after_forward(self, orders: StepOrders) -> None:
         """The step's KV is computed: store. Idempotent."""
+        self._settle_layers()
         if orders is self._stored:
             return
         self._stored = orders
@@ -97,7 +144,9 @@ class WorkerSide:
         """
         if self._begun is not None and self._begun.idle:
             self.after_forward(self._begun)
+        self._settle_layers()
         self._poll()
+        self._report_early()
         received, failed = self._received, self._failed
         self._received, self._failed = set(), {}
         if failed_as_blocks:
@@ -134,20 +183,56 @@ class WorkerSide:
         return self._mover
 
     def _start(self, order: LoadOrder) -> None:
-        self._async_loads[order.job] = order
+        loads = self._async_loads if order.asynchronous else self._sync_loads
+        loads[order.job] = order
         try:
-            self._require_mover().submit_load(order.job, order.rows, order.blocks)
+            mover = self._require_mover()
+            if order.asynchronous:
+                mover.submit_load(order.job, order.rows, order.blocks)
+            else:
+                mover.load_now(order.job, order.rows, order.blocks, order.by_layers)
         except Exception as error:
             self._barrier.report("load", error)
             self._end(order.job, JobResult(1, 1, 0, 0.0))
 
-    def _load_now(self, order: LoadOrder) -> None:
-        self._sync_loads[order.job] = order
+    def _join(self, job: int) -> None:
+        """Have what is computed from now on wait for a load, unless it has ended."""
+        if job not in self._async_loads and job not in self._sync_loads:
+            return
         try:
-            self._require_mover().load_now(order.job, order.rows, order.blocks)
+            self._require_mover().join_load(job)
         except Exception as error:
             self._barrier.report("load", error)
-            self._end(order.job, JobResult(1, 1, 0, 0.0))
+            self._end(job, JobResult(1, 1, 0, 0.0))
+
+    def _settle_layers(self) -> None:
+        """The forward was submitted. Loads of which it did not ask for every layer count as failed."""
+        unjoined, self._unjoined = self._unjoined, []
+        for order, missing in unjoined:
+            if missing:
+                error = RuntimeError(f"vLLM's forward did not wait for {len(missing)} layers of a load")
+                self._barrier.report("load", error)
+                self._spoil(order)
+
+    def _spoil(self, order: LoadOrder) -> None:
+        """Wait until a load has ended, and report it as failed."""
+        deadline = time.monotonic() + SPOILED_S_MAX
+        while order.job in self._sync_loads and time.monotonic() < deadline:
+            self._poll()
+            time.sleep(0.001)
+        self._bad_blocks.update(order.blocks.tolist())
+        self._acks[order.job] = JobResult(1, 1, 0, 0.0)
+
+    def _report_early(self) -> None:
+        """Tell vLLM of loads that will have ended before it can use their blocks; it is made to join them then."""
+        lead = self._pace.lead() if self._async_loads and self._mover is not None else 0.0
+        if not lead or self._mover is None:
+            return
+        for job in self._mover.loads_ending_within(lead):
+            order = self._async_loads.get(job)
+            if order is not None and order.held and job not in self._early:
+                self._early.add(job)
+                self._received.add(order.request_id)
 
     def _report_broken(self, broken: BrokenLoad) -> None:
         if broken.asynchronous:
@@ -166,7 +251,11 @@ class WorkerSide:
         """A job ended: keep its answers for the scheduler side, and for vLLM if it was a load."""
         self._acks[job] = result
         order = self._async_loads.pop(job, None)
-        if order is not None:
+        if order is not None and job in self._early:
+            self._early.discard(job)
+            if result.failed:
+                self._bad_blocks.update(order.blocks.tolist())
+        elif order is not None:
             self._received.add(order.request_id)
             if result.failed:
                 self._failed[order.request_id] = order.blocks

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,7 +23,13 @@ STAGE_BYTES = 64 << 20
 """GPU memory of one staging buffer; there are four. About a millisecond of the bus."""
 
 BACKGROUND_BYTES = 16 << 20
-"""What a background copy puts on the bus at once: the small copies of the engine's own steps queue behind it."""
+"""What a copy puts on the bus at once: the small copies of the engine's own steps wait for it, 0.3 ms.
+
+Half of it costs 2 % of the bus.
+"""
+
+LAYER_PARTS = 4
+"""In so many parts comes a load by layers; more of them cost the bus more than the forward gains."""
 
 CLOSE_S_MAX = 5.0
 """Closing waits this long for copies in flight."""
@@ -37,7 +42,7 @@ class CudaMover:
     """Copies whole blocks between pool rows and KV tensors on one GPU.
 
     Every page (one block of one tensor) is contiguous bytes; where pages lie is free. Loads and stores go in the
-    background, loads first; `load_now` makes the current stream wait, on the GPU. With `fence_loads` background loads
+    background, loads first; `join_load` makes the current stream wait for one, on the GPU. With `fence_loads` all loads
     write blocks only after what the current stream was given before: for models whose steps still zero or use them.
     """
 
@@ -57,24 +62,24 @@ class CudaMover:
         self._device = common_device(tensors)
         layers = [page_of(number, as_blocks(tensor, blocks)) for number, tensor in enumerate(tensors)]
         self._pins = Pins(pool, pin, self._device.index)
-        streams = [torch.cuda.Stream(self._device) for _ in range(4)]  # type: ignore[no-untyped-call]
+        streams = [torch.cuda.Stream(self._device) for _ in range(6)]  # type: ignore[no-untyped-call]
         bytes_each = min(max(1, stage_bytes // pool.row_stride), pool.rows) * pool.row_stride
         staging = [torch.empty(bytes_each, dtype=torch.uint8, device=self._device) for _ in range(4)]
         buffers = [(buffer.data_ptr(), bytes_each) for buffer in staging]
-        load_copy, load_scatter, store_gather, store_copy = (stream.cuda_stream for stream in streams)
+        handles = [stream.cuda_stream for stream in streams]
         self._mover = GpuMover(
             pool,
             layers,
             blocks,
             self._device.index,
-            (load_copy, load_scatter, store_gather, store_copy),
+            ((handles[0], handles[1]), handles[2], handles[3], (handles[4], handles[5])),
             buffers[:2],
             buffers[2:],
             background_bytes,
+            LAYER_PARTS,
             keep=(tensors, streams, staging),
         )
         self._ended: list[tuple[int, int, float]] = []
-        self._loads_now: deque[tuple[int, torch.cuda.Event, int, float]] = deque()
         self._closed = False
 
     @property
@@ -82,20 +87,23 @@ class CudaMover:
         """Rows of the pool."""
         return self._pool.rows
 
-    def load_now(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Load before what the current stream is given from now on. Returns at once; the GPU waits."""
+    def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
+        """Load in the background what the next forward reads, after what the current stream was given before."""
         self._pins.check()
-        began = time.perf_counter()
-        moved = self._mover.load_now(rows, blocks, self._stream())
-        # The current stream waits for the load, so an event on it says when the load has ended.
-        ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        ended.record(torch.cuda.current_stream(self._device))
-        self._loads_now.append((job, ended, moved, began))
+        self._mover.submit_load(job, rows, blocks, self._stream(), by_layers)
 
     def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Load in the background."""
         self._pins.check()
         self._mover.submit_load(job, rows, blocks, self._stream() if self._fence_loads else None)
+
+    def join_load(self, job: int, layer: int | None = None) -> None:
+        """Have the current stream wait for a load, or for one layer of a load by layers. Returns at once."""
+        self._mover.join_load(job, self._stream(), layer)
+
+    def loads_ending_within(self, seconds: float) -> list[int]:
+        """Loads that will have ended in so many seconds, if they go on as they did so far."""
+        return self._mover.loads_ending_within(seconds)
 
     def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Store in the background what the blocks hold after what the current stream was given before."""
@@ -104,14 +112,8 @@ class CudaMover:
 
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs that ended since the last call: (job, bytes or -1, seconds)."""
-        self._poll_loads_now()
         ended, self._ended = self._ended, []
         return ended if self._closed else ended + self._mover.poll()
-
-    def _poll_loads_now(self) -> None:
-        while self._loads_now and self._loads_now[0][1].query():  # type: ignore[no-untyped-call]
-            job, _, moved, began = self._loads_now.popleft()
-            self._ended.append((job, moved, time.perf_counter() - began))
 
     def close(self) -> None:
         """End the copies and their thread; what ended until then can still be polled. Safe twice."""

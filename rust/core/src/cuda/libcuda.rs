@@ -5,8 +5,10 @@ use std::ptr;
 
 use cudarc::driver::sys;
 
-use super::driver::{DeviceAddress, Driver, DriverResult, Fault, RawEvent, Stream};
+use super::batches::Batches;
+use super::driver::{Copy, DeviceAddress, Driver, DriverResult, Fault, RawEvent, Stream};
 use super::kernels::{Arguments, THREADS};
+use crate::copy::Direction;
 use crate::{Error, ErrorKind, Result};
 
 /// Whether libcuda can be found. Does not initialise it: a process that did could not fork children that use it.
@@ -23,6 +25,7 @@ pub fn cuda_available() -> bool {
 #[derive(Debug)]
 pub(crate) struct LibCuda {
     context: sys::CUcontext,
+    batches: Batches,
 }
 
 // SAFETY: a context's handle may be used from any thread.
@@ -49,7 +52,7 @@ impl LibCuda {
             check("cuDeviceGet", sys::cuDeviceGet(&raw mut handle, ordinal))?;
             check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&raw mut context, handle))?;
         }
-        Ok(Self { context })
+        Ok(Self { context, batches: Batches::find() })
     }
 
     /// What kind of memory an address is in; None for what the driver does not know.
@@ -65,7 +68,7 @@ impl LibCuda {
     }
 }
 
-fn check(call: &'static str, result: sys::CUresult) -> DriverResult<()> {
+pub(super) fn check(call: &'static str, result: sys::CUresult) -> DriverResult<()> {
     if result == sys::CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -83,7 +86,7 @@ fn check(call: &'static str, result: sys::CUresult) -> DriverResult<()> {
 
 /// Handles of the driver are pointers that we keep as numbers.
 #[expect(clippy::cast_possible_truncation, reason = "it was a pointer before")]
-fn handle<T>(number: u64) -> *mut T {
+pub(super) fn handle<T>(number: u64) -> *mut T {
     ptr::with_exposed_provenance_mut(number as usize)
 }
 
@@ -221,28 +224,14 @@ impl Driver for LibCuda {
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(handle(stream), handle(event), 0) })
     }
 
-    unsafe fn copy_to_device(
-        &self,
-        to: DeviceAddress,
-        from: *const u8,
-        len: usize,
-        stream: Stream,
-    ) -> DriverResult<()> {
+    unsafe fn copy_to_device(&self, copies: &[Copy], stream: Stream) -> DriverResult<()> {
         // SAFETY: the caller's promise.
-        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, handle(stream)) };
-        check("cuMemcpyHtoDAsync", result)
+        unsafe { self.batches.submit(Direction::Load, copies, stream) }
     }
 
-    unsafe fn copy_to_host(
-        &self,
-        to: *mut u8,
-        from: DeviceAddress,
-        len: usize,
-        stream: Stream,
-    ) -> DriverResult<()> {
+    unsafe fn copy_to_host(&self, copies: &[Copy], stream: Stream) -> DriverResult<()> {
         // SAFETY: the caller's promise.
-        let result = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, len, handle(stream)) };
-        check("cuMemcpyDtoHAsync", result)
+        unsafe { self.batches.submit(Direction::Store, copies, stream) }
     }
 
     unsafe fn launch(

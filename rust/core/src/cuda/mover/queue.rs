@@ -1,10 +1,13 @@
 //! Which stage is submitted next, what is in flight, and what became of the jobs. Pure state, kept under one lock.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::driver::Fault;
 use super::super::events::Event;
+use super::super::layout::Part;
+use super::lane;
 use crate::copy::{Direction, JOBS_MAX, Outcome};
 use crate::{Error, ErrorKind, Result};
 
@@ -39,19 +42,48 @@ pub(super) struct Job {
     pub(super) blocks: Vec<u32>,
     /// What the first stage's kernel waits for.
     pub(super) after: Option<Event>,
+    /// The parts of the rows, moved one after the other.
+    pub(super) parts: Arc<[Part]>,
     /// Rows of each stage.
     pub(super) stage_rows: usize,
-    /// Rows of the stages submitted so far.
-    pub(super) submitted_rows: usize,
+    /// Stages submitted so far.
+    pub(super) submitted: usize,
     /// The end of the last stage submitted.
     last: Option<Event>,
     end: End,
+}
+
+/// A load that has not ended.
+#[derive(Debug)]
+struct OpenLoad {
+    stages: usize,
+    done: usize,
+    /// When the first stage was submitted.
+    began: Option<Instant>,
+    /// The ends of the parts that were submitted.
+    parts: Vec<Event>,
+    parts_total: usize,
+    /// It will be told as failed.
+    failed: bool,
+}
+
+/// How far a load is, for somebody who waits for a part of it.
+pub(super) enum Progress {
+    /// Nothing of it runs any more, or it is not known.
+    Ended,
+    /// A stage is to be submitted, by who asked.
+    Waiting(Job),
+    /// Another thread is submitting a stage, or it failed and its end is awaited.
+    AtWork,
+    /// With this event the part is there.
+    Submitted(Event),
 }
 
 /// How a job is told of.
 #[derive(Clone, Copy, Debug)]
 struct End {
     name: u64,
+    direction: Direction,
     bytes: u64,
     submitted: Instant,
 }
@@ -60,6 +92,8 @@ struct End {
 #[derive(Debug)]
 struct Stage {
     event: Event,
+    /// Its job's name.
+    name: u64,
     /// The job that ends with it, and whether it succeeds.
     end: Option<(End, bool)>,
 }
@@ -94,9 +128,10 @@ pub(super) struct Queue {
     stores: VecDeque<Job>,
     loads_in_flight: VecDeque<Stage>,
     stores_in_flight: VecDeque<Stage>,
+    open_loads: HashMap<u64, OpenLoad>,
     /// Since when stores let loads go first.
     held_since: Option<Instant>,
-    /// Jobs that the thread is submitting a stage of, and callers of `load_now`.
+    /// Jobs that somebody is submitting a stage of.
     at_work: usize,
     /// Jobs, or parts, of which nobody can tell whether they ended.
     lost: usize,
@@ -113,24 +148,45 @@ impl Job {
     pub(super) fn new(
         name: u64,
         direction: Direction,
-        rows: Vec<u32>,
-        blocks: Vec<u32>,
+        (rows, blocks): (Vec<u32>, Vec<u32>),
         after: Option<Event>,
-        row_bytes: usize,
+        parts: Arc<[Part]>,
         stage_rows: usize,
     ) -> Self {
-        let end = End { name, bytes: rows.len() as u64 * row_bytes as u64, submitted: Instant::now() };
-        Self { direction, rows, blocks, after, stage_rows, submitted_rows: 0, last: None, end }
+        let row_bytes: usize = parts.iter().map(|part| part.bytes).sum();
+        let bytes = rows.len() as u64 * row_bytes as u64;
+        let end = End { name, direction, bytes, submitted: Instant::now() };
+        Self { direction, rows, blocks, after, parts, stage_rows, submitted: 0, last: None, end }
     }
 
-    /// Rows and blocks of the next stage.
-    pub(super) fn stage(&self) -> (&[u32], &[u32]) {
-        let next = self.submitted_rows..self.rows.len().min(self.submitted_rows + self.stage_rows);
-        (&self.rows[next.clone()], &self.blocks[next])
+    /// The next stage.
+    pub(super) fn stage(&self) -> lane::Stage<'_> {
+        let (part, number) = (self.submitted / self.part_stages(), self.submitted % self.part_stages());
+        let first = number * self.stage_rows;
+        let next = first..self.rows.len().min(first + self.stage_rows);
+        lane::Stage { rows: &self.rows[next.clone()], blocks: &self.blocks[next], part: &self.parts[part] }
+    }
+
+    /// Stages of one part.
+    fn part_stages(&self) -> usize {
+        self.rows.len().div_ceil(self.stage_rows)
+    }
+
+    fn stages(&self) -> usize {
+        self.part_stages() * self.parts.len()
     }
 
     fn is_submitted(&self) -> bool {
-        self.submitted_rows >= self.rows.len()
+        self.submitted >= self.stages()
+    }
+}
+
+impl OpenLoad {
+    /// When it will have ended, as far as its own speed tells; None: nobody knows yet.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let began = self.began.filter(|_| self.done > 0 && !self.failed)?;
+        let (done, left) = (u32::try_from(self.done).ok()?, u32::try_from(self.stages - self.done).ok()?);
+        Some(now.saturating_duration_since(began) / done * left)
     }
 }
 
@@ -152,9 +208,15 @@ impl Queue {
         self.unpolled += 1;
         if job.is_submitted() {
             self.tell(&job.end, true);
-        } else {
-            self.waiting(job.direction).push_back(job);
+            return Ok(());
         }
+        if job.direction == Direction::Load {
+            let (stages, parts_total) = (job.stages(), job.parts.len());
+            let parts = Vec::with_capacity(parts_total);
+            let open = OpenLoad { stages, done: 0, began: None, parts, parts_total, failed: false };
+            self.open_loads.insert(job.end.name, open);
+        }
+        self.waiting(job.direction).push_back(job);
         Ok(())
     }
 
@@ -172,7 +234,7 @@ impl Queue {
         }
         if job.is_none() && self.may_store(now, limits) {
             while let Some(store) = self.stores.front() {
-                if pinned(store.stage().0) {
+                if pinned(store.stage().rows) {
                     job = self.stores.pop_front();
                     break;
                 }
@@ -201,16 +263,17 @@ impl Queue {
         self.stores_in_flight.len() < limits.store_stages
     }
 
-    /// Takes back a job whose stage of `rows` rows was submitted, in the order of the streams.
-    pub(super) fn submitted(&mut self, mut job: Job, rows: usize, result: Submitted) {
+    /// Takes back a job whose next stage was submitted, in the order of the streams.
+    pub(super) fn submitted(&mut self, mut job: Job, result: Submitted) {
         self.at_work -= 1;
-        let direction = job.direction;
+        let (direction, name) = (job.direction, job.end.name);
         match result {
             Submitted::Stage(event) => {
-                job.submitted_rows += rows;
+                job.submitted += 1;
                 job.last = Some(event.clone());
+                self.note_submitted(&job, &event);
                 let end = job.is_submitted().then_some((job.end, true));
-                self.in_flight(direction).push_back(Stage { event, end });
+                self.in_flight(direction).push_back(Stage { event, name, end });
                 if end.is_some() {
                     return;
                 }
@@ -221,31 +284,58 @@ impl Queue {
                 }
             }
             Submitted::Failed(fence) => {
+                self.note_failed(&job);
                 let last = fence.len();
                 for (number, event) in fence.into_iter().enumerate() {
                     let end = (number + 1 == last).then_some((job.end, false));
-                    self.in_flight(direction).push_back(Stage { event, end });
+                    self.in_flight(direction).push_back(Stage { event, name, end });
                 }
             }
             Submitted::Unknown(fault) => self.lose(1, &fault),
         }
     }
 
-    /// Counts a caller of `load_now` in.
-    pub(super) fn begin_now(&mut self) -> Result<()> {
-        self.check_open()?;
+    fn note_submitted(&mut self, job: &Job, event: &Event) {
+        if let Some(open) = self.open_load(job) {
+            open.began.get_or_insert_with(Instant::now);
+            if job.submitted.is_multiple_of(job.part_stages()) {
+                open.parts.push(event.clone());
+            }
+        }
+    }
+
+    fn note_failed(&mut self, job: &Job) {
+        if let Some(open) = self.open_load(job) {
+            open.failed = true;
+        }
+    }
+
+    fn open_load(&mut self, job: &Job) -> Option<&mut OpenLoad> {
+        self.open_loads.get_mut(&job.end.name).filter(|_| job.direction == Direction::Load)
+    }
+
+    /// How far part number `part` of a load is, or its last one. `Waiting` hands its next stage to the caller, to be
+    /// given back by `submitted`.
+    pub(super) fn progress(&mut self, name: u64, part: Option<usize>) -> Progress {
+        let Some(open) = self.open_loads.get(&name) else { return Progress::Ended };
+        if open.failed {
+            return Progress::AtWork;
+        }
+        let last = open.parts_total - 1;
+        if let Some(event) = open.parts.get(part.map_or(last, |part| part.min(last))) {
+            return Progress::Submitted(event.clone());
+        }
+        let Some(place) = self.loads.iter().position(|job| job.end.name == name) else {
+            return Progress::AtWork;
+        };
         self.at_work += 1;
-        Ok(())
+        self.loads.remove(place).map_or(Progress::Ended, Progress::Waiting)
     }
 
-    /// Counts a caller of `load_now` out.
-    pub(super) fn end_now(&mut self) {
-        self.at_work -= 1;
-    }
-
-    /// A stage of `load_now` is in flight.
-    pub(super) fn add_now(&mut self, event: Event) {
-        self.loads_in_flight.push_back(Stage { event, end: None });
+    /// Loads that will end within `limit`, if they go on as they did so far.
+    pub(super) fn ending_within(&self, limit: Duration, now: Instant) -> Vec<u64> {
+        let soon = |open: &OpenLoad| open.left(now).is_some_and(|left| left <= limit);
+        self.open_loads.iter().filter(|(_, open)| soon(open)).map(|(&name, _)| name).collect()
     }
 
     /// The end of the oldest stage in flight.
@@ -257,7 +347,13 @@ impl Queue {
 
     /// Books the end of the oldest stage.
     pub(super) fn end_oldest(&mut self, direction: Direction) {
-        if let Some(Stage { end: Some((end, succeeds)), .. }) = self.in_flight(direction).pop_front() {
+        let Some(Stage { name, end, .. }) = self.in_flight(direction).pop_front() else { return };
+        if direction == Direction::Load
+            && let Some(open) = self.open_loads.get_mut(&name)
+        {
+            open.done += 1;
+        }
+        if let Some((end, succeeds)) = end {
             self.tell(&end, succeeds);
         }
     }
@@ -292,9 +388,11 @@ impl Queue {
 
     /// A job that is not submitted further fails when its last stage is done; at once when it has none.
     fn fail(&mut self, job: Job) {
+        self.note_failed(&job);
         match job.last {
             Some(event) => {
-                self.in_flight(job.direction).push_back(Stage { event, end: Some((job.end, false)) });
+                let (name, end) = (job.end.name, Some((job.end, false)));
+                self.in_flight(job.direction).push_back(Stage { event, name, end });
             }
             None => self.tell(&job.end, false),
         }
@@ -306,6 +404,9 @@ impl Queue {
             Err(Error::new(ErrorKind::Device, self.broken.clone().unwrap_or(message)))
         };
         let bytes = if succeeds { Ok(end.bytes) } else { failed() };
+        if end.direction == Direction::Load {
+            self.open_loads.remove(&end.name);
+        }
         let seconds = end.submitted.elapsed().as_secs_f64();
         self.ended.push(Outcome { job: end.name, bytes, seconds });
     }
@@ -354,6 +455,10 @@ impl Queue {
         if self.is_closing() {
             return Err(Error::new(ErrorKind::Closed, "this GpuMover is closed: make a new one"));
         }
+        self.check_not_broken()
+    }
+
+    pub(super) fn check_not_broken(&self) -> Result<()> {
         match &self.broken {
             Some(why) => {
                 let message = format!("this GpuMover gave up, since the GPU's driver failed: {why}");
