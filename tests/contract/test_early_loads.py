@@ -114,25 +114,14 @@ def test_a_load_that_fails_after_it_was_told_is_computed_again() -> None:
     assert engine.counters.take()["failed_loads"] == 1
 
 
-def test_irregular_steps_tell_nothing() -> None:
-    engine = ToyEngine(extra=ASYNC, make_mover=LateMover)
-    engine.run(Request("first", prompt(1, 41)))
-    repeat = Request("second", prompt(1, 41))
-    engine.run(repeat)
-    assert engine.workers[0]._mover.joined == 0
-    engine.assert_idle()
-
-
 def test_the_pace_is_that_of_the_shortest_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     pace, clock = Pace(3), iter([0.0, 9.0, 9.5, 9.75, 10.75])
     monkeypatch.setattr("lmcache_rs.connector.pace.time.perf_counter", lambda: next(clock))
     leads = []
     for _ in range(5):
-        pace.step(idle=False)
+        pace.step()
         leads.append(pace.lead())
     assert leads == [0, 0, 0, 0.75, 0.75]
-    pace.step(idle=True)
-    assert pace.lead() == 0
 
 
 @pytest.mark.parametrize("asked", [LAYERS, LAYERS - 1])

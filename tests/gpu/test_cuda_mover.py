@@ -311,4 +311,6 @@ def test_what_cannot_be_moved_is_refused() -> None:
     pool = _core.HostPool(ROWS * 4096, 36)
     host = torch.from_dlpack(pool).data_ptr()
     with pytest.raises(InvalidArgumentError, match="not in the GPU's memory"):
-        _core.GpuMover(pool, [(host, 36, 36)], 1, 0, (0, 0, 0, 0), [(host, 4096)], [(host, 4096)], 4096)
+        _core.GpuMover(
+            pool, [(host, 36, 36)], 1, 0, ((0, 0), 0, 0, (0, 0)), [(host, 4096)], [(host, 4096)], 4096, 1
+        )

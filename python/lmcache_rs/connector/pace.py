@@ -18,12 +18,9 @@ class Pace:
         self._steps_ahead = steps_ahead
         self._begun: deque[float] = deque(maxlen=STEPS_LOOKED_AT + 1)
 
-    def step(self, idle: bool) -> None:
-        """A step begins; an idle one takes no time, and ends the series."""
-        if idle:
-            self._begun.clear()
-        else:
-            self._begun.append(time.perf_counter())
+    def step(self) -> None:
+        """A step begins. One without tokens counts too: an engine that only waits looks every millisecond."""
+        self._begun.append(time.perf_counter())
 
     def lead(self) -> float:
         """Seconds; 0 where too few steps are known."""

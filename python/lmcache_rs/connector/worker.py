@@ -97,7 +97,7 @@ class WorkerSide:
         if orders is self._begun:
             return
         self._begun = orders
-        self._pace.step(orders.idle)
+        self._pace.step()
         self.start_loads(orders)
         for broken in orders.broken:
             self._report_broken(broken)
