@@ -227,6 +227,20 @@ def test_an_order_that_fails_ends_as_a_failed_load() -> None:
         assert repeat.output == engine.done["first"].output
 
 
+def test_what_is_computed_on_a_load_that_was_not_ordered_is_not_kept() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 40)))
+    open_load, admit = engine.scheduler._ledger.open_load, engine.scheduler.admit
+    engine.scheduler._ledger.open_load = lambda *_: 1 / 0
+    engine.scheduler.admit = swallowing(admit)
+    engine.run(Request("second", prompt(1, 40) + prompt(2, 16)))
+    engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
+    third = Request("third", prompt(1, 40) + prompt(2, 16))
+    engine.run(third)
+    engine.assert_idle()
+    assert third.cached_tokens >= 40
+
+
 def swallowing(call: Any) -> Any:
     """The barrier of the real connector."""
 

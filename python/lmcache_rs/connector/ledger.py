@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lmcache_rs._core import Index, Lease, Reservation
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.orders import JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
@@ -38,12 +40,12 @@ class StoreJob:
 
 @dataclass(slots=True)
 class LoadJob:
-    """Rows being read. The lease keeps them; `first` is the position of the first one loaded."""
+    """Rows being read. The lease keeps them; `first` is the position of the first one loaded. None: a broken load."""
 
     id: int
     step: int
     record: Record
-    lease: Lease
+    lease: Lease | None
     first: int
     blocks: Numbers
     end_tokens: int
@@ -90,6 +92,14 @@ class Ledger:
         self._loads[job.id] = job
         record.loading = True
         return LoadOrder(job.id, record.id, rows, blocks, asynchronous)
+
+    def open_broken(self, step: int, record: Record, block_ids: list[int], end_tokens: int) -> int:
+        """A load that was promised and is not ordered: fails like one, so that stores that read its blocks are void."""
+        blocks = np.array(block_ids, dtype=np.uint32)
+        job = LoadJob(next(self._ids), step, record, None, 0, blocks, end_tokens, time.monotonic())
+        self._loads[job.id] = job
+        record.loading = True
+        return job.id
 
     def acknowledge(self, acks: WorkerAcks) -> list[Record]:
         """Take the ranks' answers. Returns the requests whose load failed.
@@ -153,7 +163,7 @@ class Ledger:
             self._counters.add("failed_loads")
             job.record.failures += 1
             job.record.offer_below = job.end_tokens
-            removed = job.lease.discard(job.first)
+            removed = job.lease.discard(job.first) if job.lease is not None else 0
             bad = set(job.blocks.tolist())
             for store in self._stores.values():
                 if store.step >= job.step and not bad.isdisjoint(store.table):
@@ -166,7 +176,8 @@ class Ledger:
             )
         else:
             self._count("load", job.record.user_id, result)
-        job.lease.release()
+        if job.lease is not None:
+            job.lease.release()
         return job
 
     def _end_store(self, job: StoreJob) -> None:

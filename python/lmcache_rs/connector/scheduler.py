@@ -129,6 +129,7 @@ class SchedulerSide:
             self._storing[record.id] = record
         plan = record.plan
         first, last = 0, len(block_ids)
+        ordered = False
         try:
             self._lookup.admit(record)
             if plan is None or not tokens:
@@ -138,13 +139,14 @@ class SchedulerSide:
             size = self._geometry.block_size
             first, last = plan.num_computed // size, -(-(plan.num_computed + tokens) // size)
             self._order_load(record, plan, first, block_ids[first:last], plan.num_computed + tokens)
+            ordered = True
         except Exception:
             if tokens:
                 # They are promised: a load that cannot be ordered ends as a failed one.
-                self._promise_broken(record, block_ids[first:last], plan is not None and plan.asynchronous)
+                self._promise_broken(record, plan, block_ids[first:last], tokens)
             raise
         finally:
-            if plan is not None and not record.loading and plan.lease is not None:
+            if plan is not None and not ordered and plan.lease is not None:
                 plan.lease.release()
 
     def _order_load(
@@ -162,10 +164,11 @@ class SchedulerSide:
             self._ledger.open_load(self._step, record, lease, first, pair, end_tokens, plan.asynchronous)
         )
 
-    def _promise_broken(self, record: Record, block_ids: list[int], asynchronous: bool) -> None:
-        record.failures += 1
-        self.counters.add("failed_loads")
-        self._broken.append(BrokenLoad(record.id, tuple(block_ids), asynchronous))
+    def _promise_broken(self, record: Record, plan: Plan | None, block_ids: list[int], tokens: int) -> None:
+        end_tokens = tokens + (plan.num_computed if plan is not None else 0)
+        job = self._ledger.open_broken(self._step, record, block_ids, end_tokens)
+        asynchronous = plan is not None and plan.asynchronous
+        self._broken.append(BrokenLoad(job, record.id, tuple(block_ids), asynchronous))
 
     def plan_step(self, scheduled: Any) -> StepOrders:
         """The orders of this step. When planning fails, every promised load is reported as failed instead."""

@@ -150,6 +150,7 @@ class WorkerSide:
             self._end(order.job, JobResult(1, 1, 0, 0.0))
 
     def _report_broken(self, broken: BrokenLoad) -> None:
+        self._acks[broken.job] = JobResult(1, 1, 0, 0.0)
         if broken.asynchronous:
             self._received.add(broken.request_id)
             self._failed[broken.request_id] = np.array(broken.blocks, dtype=np.uint32)
