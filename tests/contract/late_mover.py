@@ -13,7 +13,7 @@ GARBAGE = np.uint64(0xBAD)
 
 @dataclass(slots=True)
 class Copy:
-    """A job in flight. `snapshot`: the rows as they must stay, those of a load from its order, of a store once copied."""
+    """A job in flight. `snapshot`: what its rows must stay, from its order on if it loads, once copied if it stores."""
 
     job: int
     is_load: bool
@@ -63,7 +63,10 @@ class LateMover:
         self._flying.append(self._begin(job, True, rows, blocks))
 
     def store(self, job: int, rows: Any, blocks: Any) -> None:
-        self._flying.append(self._begin(job, False, rows, blocks))
+        copy = self._begin(job, False, rows, blocks)
+        self._flying.append(copy)
+        if self._source.random() < 0.3:
+            self._copy(copy)
 
     def poll(self) -> list[tuple[int, int, float]]:
         ended: list[tuple[int, int, float]] = []

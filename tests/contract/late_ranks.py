@@ -115,5 +115,10 @@ class Ranks:
             for rank, mover in enumerate(self.movers)
         )
 
+    @property
+    def rows(self) -> int:
+        """Those that every rank has."""
+        return min(mover.rows for mover in self.movers)
+
     def violations(self) -> list[str]:
         return [violation for mover in self.movers for violation in mover.violations]

@@ -12,6 +12,7 @@ from caching_pool import CachingPool
 from late_ranks import Part, Ranks, Shape, Step
 from toy_engine import BLOCK
 from toy_prompts import Prompt, tail_hash
+from toy_queues import Queues
 
 from lmcache_rs.config import load_config
 from lmcache_rs.connector.geometry import Geometry
@@ -19,32 +20,24 @@ from lmcache_rs.connector.scheduler import PlanningError, Roles, SchedulerSide
 from lmcache_rs.connector.stats import Counters
 
 
-class RandomEngine:
+class RandomEngine(Queues):
     """`wrong` names tokens that were sampled from KV of other tokens, and rows found that hold other tokens' KV."""
 
     def __init__(self, shape: Shape, source: Random) -> None:
-        self.shape, self.source = shape, source
         self.counters = Counters()
-        geometry = Geometry(
-            BLOCK, BLOCK * 8, shape.rows, ("l",), shape.blocks, shape.ranks, "cpu", shape.ranks
-        )
+        size = BLOCK * 8
+        geometry = Geometry(BLOCK, size, shape.rows, ("l",), shape.blocks, shape.ranks, "cpu", shape.ranks)
         config = load_config(shape.extra, environ={})
-        self.scheduler = SchedulerSide(
-            config, geometry, Roles(True, True), "sha256", tail_hash, self.counters
-        )
-        self.pool = CachingPool(shape.blocks, shape.caches, source)
-        self.scheduler.bind_block_pool(self.pool)
+        roles = Roles(may_store=True, may_load=True)
+        side = SchedulerSide(config, geometry, roles, "sha256", tail_hash, self.counters)
+        super().__init__(shape, side, CachingPool(shape.blocks, shape.caches, source))
+        self.source = source
         self.ranks = Ranks(shape, source, self.counters.add, lambda i: self.pool.blocks[i].ref_cnt > 0)
+        side.bind_block_pool(self.pool)
         if shape.nearby and shape.ranks == 1:
-            self.scheduler.worker_nearby = self.ranks.workers[0].take_acks
-        self.scheduler._planner.plan = self._failing(self.scheduler._planner.plan)
-        self.scheduler._ledger.open_load = self._failing(self.scheduler._ledger.open_load)
-        self.waiting: list[Prompt] = []
-        self.running: list[Prompt] = []
-        self.loading: dict[str, Prompt] = {}
-        self.all: list[Prompt] = []
-        self.seen: Counter[str] = Counter()
-        """How often what is rare happened."""
+            side.worker_nearby = self.ranks.workers[0].take_acks
+        side._planner.plan = self._failing(side._planner.plan)
+        side._ledger.open_load = self._failing(side._ledger.open_load)
         self.wrong: list[str] = []
         self._pipeline: deque[Step] = deque()
         self._fresh: set[str] = set()
@@ -64,33 +57,14 @@ class RandomEngine:
 
     # ---- what users and operators do
 
-    def add(self, request: Prompt) -> None:
-        self.all.append(request)
-        self.waiting.append(request)
-        self.scheduler.add_request(request)
-
-    def abort(self, request: Prompt) -> None:
-        for queue in (self.running, self.waiting):
-            if request in queue:
-                queue.remove(request)
-        self._finish(request)
-
-    def preempt(self, request: Prompt, drop: bool) -> None:
-        """`drop`: it may be resumed before the output of its steps in flight is seen, which computes their tokens again."""
-        self.seen["preemptions"] += 1
-        self.running.remove(request)
-        self._free(request)
-        request.placeholders = 0
-        request.drop_stale = drop or (request.drop_stale and request.stale > 0)
-        request.stale, request.resumed = request.in_flight, True
-        self.waiting.insert(0, request)
-
     def reset(self, clear: bool) -> None:
         planned = {order.job for step in self._pipeline for order in step.orders.stores}
         planned |= {order.job for order in self.scheduler._late_stores}
         for mover in self.ranks.movers:
             mover.excused |= mover.jobs() | planned
         self.pool.reset_prefix_cache()
+        used = {block for request in self.all for block in request.table}
+        assert len(self.pool.free) == self.pool.num_gpu_blocks - 1 - len(used), "held blocks outlive a reset"
         if clear:
             self.scheduler.clear()
 
@@ -182,6 +156,8 @@ class RandomEngine:
                 continue
             total = (request.num_computed_tokens or len(found) * BLOCK) + tokens
             count = 0 if asynchronous else min(self.shape.chunk, request.num_tokens - total)
+            assert asynchronous or count > 0, "nothing is left to compute"
+            assert not tokens or total < request.offer_below, "as much is offered as what failed"
             self.pool.take(found)
             request.table += found
             if self._grow(request, total + count) is None:
@@ -194,7 +170,7 @@ class RandomEngine:
             with contextlib.suppress(RuntimeError):  # as the connector's barrier does
                 self.scheduler.admit(request, list(request.table), tokens)
             request.num_computed_tokens = total
-            request.cached_tokens += tokens
+            request.loaded_end = total if tokens else request.loaded_end
             if asynchronous:
                 self.loading[request.request_id] = request
                 continue
@@ -227,13 +203,6 @@ class RandomEngine:
         return SimpleNamespace(
             scheduled_new_reqs=new, scheduled_cached_reqs=cached, num_scheduled_tokens=counts
         )
-
-    def _free_one_that_waits(self, first: Prompt) -> None:
-        """Requests that were loaded and wait hold all blocks, so that none goes on."""
-        for request in reversed(self.waiting):
-            if request.table and request is not first:
-                return self._free(request)
-        return None
 
     # ---- its output
 
@@ -272,12 +241,20 @@ class RandomEngine:
     def _roll_back(self, step: Step) -> set[str]:
         """What reads bad blocks is computed again from the first of them on, and what is in flight of it is dropped."""
         bad = step.bad
-        repeated = {part.request.request_id for part in step.parts if not bad.isdisjoint(part.table)}
+        repeated: set[str] = set()
+        for part in (part for flying in (step, *self._pipeline) for part in flying.parts):
+            first = next((i for i, block in enumerate(part.table) if block in bad), None)
+            if first is not None:
+                # Also of requests that were preempted since, which vLLM 0.32 forgets.
+                self.pool.evict(part.table[first:])
+                repeated |= {part.request.request_id} if part in step.parts else set()
         for request in [*self.running, *self.loading.values()]:
             first = next((i for i, block in enumerate(request.table) if block in bad), None)
             if first is None:
                 continue
             self.seen["roll-backs"] += 1
+            if request.request_id in {load.request_id for load in (*step.orders.loads, *step.orders.broken)}:
+                request.offer_below = request.loaded_end
             self.pool.evict(request.table[first:])
             request.num_computed_tokens = min(request.num_computed_tokens, first * BLOCK)
             request.placeholders = 0
@@ -294,26 +271,11 @@ class RandomEngine:
         if request.ended:
             return self._free(request)  # aborted while it loaded
         self.waiting.insert(0, request)
+        if failed:
+            request.offer_below = request.loaded_end
         if failed and not (self.shape.failed_as_blocks and request.num_computed_tokens):
             return self._free(request)
         self.pool.cache(request.table, request.block_hashes, request.num_computed_tokens, BLOCK)
         if request.num_computed_tokens == request.num_tokens:
             request.num_computed_tokens -= 1
         return None
-
-    def _finish(self, request: Prompt) -> None:
-        request.ended = True
-        with contextlib.suppress(RuntimeError):
-            self.scheduler.finish_request(request, list(request.table))
-        if request.request_id not in self.loading:
-            self._free(request)  # vLLM keeps the blocks of one that loads
-
-    def _grow(self, request: Prompt, tokens: int) -> list[int] | None:
-        added = self.pool.allocate(max(0, -(-tokens // BLOCK) - len(request.table)))
-        if added is not None:
-            request.table.extend(added)
-        return added
-
-    def _free(self, request: Prompt) -> None:
-        self.pool.free_blocks(self.pool.blocks[i] for i in reversed(request.table))
-        request.table, request.num_computed_tokens = [], 0

@@ -1,7 +1,7 @@
 """Random lives of random requests on random engines, against what must hold whatever happens.
 
-No row or block is touched after it was given back; leases are zero when nothing runs; every held block is released; every
-row that is found holds the KV of the tokens asked for; every request ends with tokens computed from its own KV.
+No row or block is touched after it was given back; leases are zero when nothing runs; every held block is released;
+every row that is found holds the KV of the tokens asked for; every request ends, with tokens computed from its own KV.
 """
 
 import logging
@@ -137,7 +137,7 @@ class Life:
         engine.drain()
         stats = engine.scheduler.index.stats()
         assert stats["leases"] == stats["reserved"] == stats["leaving"] == stats["mismatches"] == 0, stats
-        assert stats["free"] + stats["visible"] == stats["rows"], stats
+        assert stats["free"] + stats["visible"] == stats["rows"] <= engine.ranks.rows, stats
         assert len(engine.pool.free) == engine.pool.num_gpu_blocks - 1, "blocks are still held"
         assert engine.scheduler._held.orphans == engine.scheduler._lookup._waiting_rows == 0
         assert not engine.scheduler.has_work()

@@ -28,6 +28,10 @@ class Prompt(Request):
         """Those of them from before a preemption or a failed load."""
         self.drop_stale = False
         """Their tokens are wrong."""
+        self.loaded_end = 0
+        """Where its last load ended."""
+        self.offer_below = 1 << 30
+        """After a failed load it must be offered less."""
         self.resumed = False
         self.ended = False
         digests = [hash((salt,))]
@@ -37,6 +41,7 @@ class Prompt(Request):
         self.digests = digests
         self.cells = np.array(digests[1:], np.int64).view(np.uint64)
         """What the KV of each token must be, on rank 0; on rank n it is XORed with n."""
+        self._hashes = [block_hash(digest, b"b") for digest in digests[BLOCK::BLOCK]]
 
     @property
     def next_token(self) -> int:
@@ -44,7 +49,7 @@ class Prompt(Request):
 
     @property
     def block_hashes(self) -> list[bytes]:
-        return [block_hash(d, b"b") for d in self.digests[BLOCK : self.num_tokens + 1 : BLOCK]]
+        return self._hashes[: self.num_tokens // BLOCK]
 
     def cells_of(self, rank: int, start: int, end: int) -> npt.NDArray[np.uint64]:
         return self.cells[start:end] ^ np.uint64(rank)

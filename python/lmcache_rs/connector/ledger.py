@@ -49,6 +49,7 @@ class LoadJob:
     first: int
     blocks: Numbers
     end_tokens: int
+    asynchronous: bool
     since: float
     result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
 
@@ -88,38 +89,43 @@ class Ledger:
     ) -> LoadOrder:
         """Order a load of (rows, blocks); the lease is the job's now."""
         rows, blocks = order
-        job = LoadJob(next(self._ids), step, record, lease, first, blocks, end_tokens, time.monotonic())
+        number, now = next(self._ids), time.monotonic()
+        job = LoadJob(number, step, record, lease, first, blocks, end_tokens, asynchronous, now)
         self._loads[job.id] = job
         record.loading = True
         return LoadOrder(job.id, record.id, rows, blocks, asynchronous)
 
-    def open_broken(self, step: int, record: Record, block_ids: list[int], end_tokens: int) -> int:
+    def open_broken(
+        self, step: int, record: Record, block_ids: list[int], end_tokens: int, asynchronous: bool
+    ) -> int:
         """A load that was promised and is not ordered: fails like one, so that stores that read its blocks are void."""
+        number, now = next(self._ids), time.monotonic()
         blocks = np.array(block_ids, dtype=np.uint32)
-        job = LoadJob(next(self._ids), step, record, None, 0, blocks, end_tokens, time.monotonic())
+        job = LoadJob(number, step, record, None, 0, blocks, end_tokens, asynchronous, now)
         self._loads[job.id] = job
         record.loading = True
         return job.id
 
-    def acknowledge(self, acks: WorkerAcks) -> list[Record]:
-        """Take the ranks' answers. Returns the requests whose load failed.
+    def acknowledge(self, acks: WorkerAcks) -> None:
+        """Take the ranks' answers.
 
-        Failed loads come first: a store of the same step may have read what they left behind.
+        Loads come first: a store of their step or later may have read what a failed one left behind. It waits for the
+        load's answer, which may come later: those of a worker nearby overtake what is in a step's output.
         """
         for job_id, result in acks.jobs.items():
             job = self._loads.get(job_id) or self._stores.get(job_id)
             if job is not None:
                 job.result.merge(result)
-        ended = [i for i in acks.jobs if i in self._loads and self._loads[i].result.ranks >= self._ranks]
-        failed = [job.record for job in map(self._end_load, ended) if job.result.failed]
         for job_id in acks.jobs:
-            store = self._stores.get(job_id)
-            if store is not None and store.result.ranks >= self._ranks:
+            load = self._loads.get(job_id)
+            if load is not None and load.result.ranks >= self._ranks:
+                self._end_load(load)
+        for store in list(self._stores.values()):
+            if store.result.ranks >= self._ranks and not self._may_become_void(store):
                 self._end_store(store)
         if acks.rows is not None and acks.rows < self._index.rows:
             logger.warning("a worker has room for %d rows only, %d were planned", acks.rows, self._index.rows)
             self._index.shrink(acks.rows)
-        return failed
 
     def orphan(self, record: Record) -> None:
         """The request gives its blocks back: those held are held for us alone from now on."""
@@ -155,8 +161,17 @@ class Ledger:
         """Whether blocks will come back to vLLM's pool soon."""
         return any(j.held and time.monotonic() - j.since < STEPPING_S_MAX for j in self._stores.values())
 
-    def _end_load(self, job_id: int) -> LoadJob:
-        job = self._loads.pop(job_id)
+    def _may_become_void(self, store: StoreJob) -> bool:
+        """Whether a load that the step of the store waited for has not been answered, and wrote blocks of its table."""
+        return any(
+            not load.asynchronous
+            and load.step <= store.step
+            and not set(load.blocks.tolist()).isdisjoint(store.table)
+            for load in self._loads.values()
+        )
+
+    def _end_load(self, job: LoadJob) -> None:
+        del self._loads[job.id]
         job.record.loading = False
         result = job.result
         if result.failed:
@@ -178,7 +193,6 @@ class Ledger:
             self._count("load", job.record.user_id, result)
         if job.lease is not None:
             job.lease.release()
-        return job
 
     def _end_store(self, job: StoreJob) -> None:
         del self._stores[job.id]

@@ -67,6 +67,9 @@ class Lookup:
         request = record.request
         if not self._rules.may_load or getattr(request, "skip_reading_prefix_cache", False):
             return 0, False
+        if record.loading:
+            # Preempted before every rank said how its load ended: what failed must not be offered again.
+            return 0, False
         plan, epoch = record.plan, self._index.epoch
         if plan is None or (plan.num_computed, plan.num_tokens, plan.epoch) != (
             num_computed,

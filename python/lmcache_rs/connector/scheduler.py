@@ -128,6 +128,7 @@ class SchedulerSide:
         if record.may_store:
             self._storing[record.id] = record
         plan = record.plan
+        record.awaits_load = tokens > 0 and plan is not None and plan.asynchronous
         first, last = 0, len(block_ids)
         ordered = False
         try:
@@ -166,8 +167,8 @@ class SchedulerSide:
 
     def _promise_broken(self, record: Record, plan: Plan | None, block_ids: list[int], tokens: int) -> None:
         end_tokens = tokens + (plan.num_computed if plan is not None else 0)
-        job = self._ledger.open_broken(self._step, record, block_ids, end_tokens)
         asynchronous = plan is not None and plan.asynchronous
+        job = self._ledger.open_broken(self._step, record, block_ids, end_tokens, asynchronous)
         self._broken.append(BrokenLoad(job, record.id, tuple(block_ids), asynchronous))
 
     def plan_step(self, scheduled: Any) -> StepOrders:
@@ -187,6 +188,7 @@ class SchedulerSide:
             # Loads and late stores are ordered already; what was planned here is taken back.
             self._ledger.undo(orders.stores[late:])
             del orders.stores[late:]
+            # Until they are admitted again: their tables are not followed any more.
             self._storing.clear()
             self.counters.add("dropped_stores:planning")
             raise PlanningError(orders) from error
@@ -197,10 +199,12 @@ class SchedulerSide:
         computed = follow_tables(storing, scheduled)
         for request_id, before in computed.items():
             record = storing[request_id]
+            record.awaits_load = False
             after = before + counts.get(request_id, 0)
             order = None if self.frozen or self._closed else self._planner.plan(self._step, record, after)
             if order is not None:
                 stores.append(order)
+            # While it loads it may have to be computed, and stored, again.
             if self._planner.finished(record, after) and not record.loading:
                 del storing[request_id]
 
@@ -211,7 +215,8 @@ class SchedulerSide:
             return
         self._lookup.forget(record)
         storing = self._storing.pop(record.id, None) is not None
-        if storing and self._config.save_decode_cache and not (record.loading or self.frozen or self._closed):
+        computed = storing and not (record.loading or record.awaits_load)
+        if computed and self._config.save_decode_cache and not (self.frozen or self._closed):
             record.table = list(block_ids)
             # Ordered with the next step, which runs after the last one that computed anything of this request.
             order = self._planner.plan(self._step + 1, record, final_tokens(request))
@@ -221,10 +226,7 @@ class SchedulerSide:
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""
-        for record in self._ledger.acknowledge(acks):
-            # Computed again: the request has something to store once more.
-            if record.may_store and record.id in self._records:
-                self._storing[record.id] = record
+        self._ledger.acknowledge(acks)
 
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""
