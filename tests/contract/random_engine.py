@@ -120,7 +120,7 @@ class RandomEngine(Queues):
             if blocks is not None:
                 added[request.request_id] = blocks
                 parts.append(self._part(request, count))
-        sync_loads = False if preempted else self._admit_waiting(parts)
+        sync_loads = {} if preempted else self._admit_waiting(parts)
         output = self._describe(parts, added)
         for part in parts:
             part.request.num_computed_tokens += part.count
@@ -143,8 +143,8 @@ class RandomEngine(Queues):
         samples = start + count >= known + request.placeholders
         return Part(request, start, count, samples, list(request.table))
 
-    def _admit_waiting(self, parts: list[Part]) -> bool:
-        sync_loads = False
+    def _admit_waiting(self, parts: list[Part]) -> dict[str, int]:
+        sync_loads: dict[str, int] = {}
         for request in list(self.waiting):
             tokens: int | None = 0
             asynchronous = False
@@ -174,7 +174,8 @@ class RandomEngine(Queues):
             if asynchronous:
                 self.loading[request.request_id] = request
                 continue
-            sync_loads = sync_loads or tokens > 0
+            if tokens:
+                sync_loads[request.request_id] = total
             self.running.append(request)
             self._fresh.add(request.request_id)
             parts.append(self._part(request, count))
@@ -253,8 +254,7 @@ class RandomEngine(Queues):
             if first is None:
                 continue
             self.seen["roll-backs"] += 1
-            if request.request_id in {load.request_id for load in (*step.orders.loads, *step.orders.broken)}:
-                request.offer_below = request.loaded_end
+            request.offer_below = step.sync_loads.get(request.request_id, request.offer_below)
             self.pool.evict(request.table[first:])
             request.num_computed_tokens = min(request.num_computed_tokens, first * BLOCK)
             request.placeholders = 0

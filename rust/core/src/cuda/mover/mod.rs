@@ -9,10 +9,7 @@ mod tests;
 
 use std::mem;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::lane::{Ends, Lane};
 use self::queue::{Job, Limits, Phase, Queue};
@@ -24,6 +21,8 @@ use super::layout::{GpuLayer, Layout};
 use super::libcuda::LibCuda;
 use crate::copy::{Direction, Outcome, check_numbers};
 use crate::pool::deadline;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::{Error, ErrorKind, HostPool, Result};
 
 /// What staging addresses and the kernels' vectors are multiples of.

@@ -5,13 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::super::driver::{Entered, Fault, Stream};
 use super::lane::{Ends, Lane};
 use super::queue::{Job, Limits, Queue, Submitted};
 use crate::copy::Direction;
 use crate::pool::use_every_cpu;
+use crate::sync::{Condvar, Mutex, thread};
 use crate::{Error, ErrorKind, Result};
 
 /// How often the thread looks after stages in flight.
@@ -172,7 +171,7 @@ impl Shared {
                     if Instant::now() > deadline {
                         return Err(Fault { call: "the end of a failed load", error: "nothing".to_owned() });
                     }
-                    std::thread::sleep(LOOK_EVERY);
+                    thread::sleep(LOOK_EVERY);
                 }
             }
             Ok(())
