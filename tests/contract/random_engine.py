@@ -243,18 +243,21 @@ class RandomEngine(Queues):
         """What reads bad blocks is computed again from the first of them on, and what is in flight of it is dropped."""
         bad = step.bad
         repeated: set[str] = set()
-        for part in (part for flying in (step, *self._pipeline) for part in flying.parts):
-            first = next((i for i, block in enumerate(part.table) if block in bad), None)
-            if first is not None:
+        for flying in (step, *self._pipeline):
+            for part in flying.parts:
+                request_id, first = part.request.request_id, first_of(bad, part.table)
+                if first is None:
+                    continue
                 # Also of requests that were preempted since, which vLLM 0.32 forgets.
                 self.pool.evict(part.table[first:])
-                repeated |= {part.request.request_id} if part in step.parts else set()
+                if flying is step:
+                    repeated.add(request_id)
+                    part.request.offer_below = step.sync_loads.get(request_id, part.request.offer_below)
         for request in [*self.running, *self.loading.values()]:
-            first = next((i for i, block in enumerate(request.table) if block in bad), None)
+            first = first_of(bad, request.table)
             if first is None:
                 continue
             self.seen["roll-backs"] += 1
-            request.offer_below = step.sync_loads.get(request.request_id, request.offer_below)
             self.pool.evict(request.table[first:])
             request.num_computed_tokens = min(request.num_computed_tokens, first * BLOCK)
             request.placeholders = 0
@@ -279,3 +282,7 @@ class RandomEngine(Queues):
         if request.num_computed_tokens == request.num_tokens:
             request.num_computed_tokens -= 1
         return None
+
+
+def first_of(bad: set[int], table: list[int]) -> int | None:
+    return next((i for i, block in enumerate(table) if block in bad), None)
