@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lmcache_core::{Index, Key, KeySpace, Lease};
@@ -90,7 +91,10 @@ fn check(rows: usize, before: fn(&World), threads: &'static [fn(&World)]) {
     let soak = std::env::var("LMCACHE_SOAK_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     model.max_duration = soak.map(Duration::from_secs_f64);
     model.preemption_bound = if soak.is_some() || threads.len() < 3 { None } else { Some(2) };
+    let tried = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&tried);
     model.check(move || {
+        count.fetch_add(1, Ordering::Relaxed);
         let world = World::new(rows);
         before(&world);
         let handles: Vec<_> = threads
@@ -105,6 +109,11 @@ fn check(rows: usize, before: fn(&World), threads: &'static [fn(&World)]) {
         }
         world.assert_idle();
     });
+    #[expect(clippy::print_stdout, reason = "`make soak` reads it")]
+    {
+        let name = std::thread::current().name().unwrap_or_default().replace('_', " ");
+        println!("soak: {name}: {} interleavings", tried.load(Ordering::Relaxed));
+    }
 }
 
 fn store_a(world: &World) {
