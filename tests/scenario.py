@@ -203,7 +203,7 @@ class Scenario:
         """From now on vLLM is told of asynchronous loads as soon as they began; `early_joins` counts the waits."""
         worker = worker_side()
         worker._pace.lead = lambda: 1.0
-        worker._mover.loads_ending_within = lambda _seconds: list(worker._async_loads)
+        worker._mover.settle_loads = lambda _seconds: list(worker._async_loads)
         join = worker._mover.join_load
 
         def counting(job: int, layer: int | None = None) -> None:

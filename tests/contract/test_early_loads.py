@@ -28,7 +28,7 @@ class LateMover(CpuMover):
         self.joined += job in self._late
         self._load(job)
 
-    def loads_ending_within(self, seconds: float) -> list[int]:
+    def settle_loads(self, seconds: float) -> list[int]:
         return list(self._late) if seconds > 0 else []
 
     def poll(self) -> list[tuple[int, int, float]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from toy_engine import BLOCK, Request, ToyEngine
 
-from lmcache_rs.connector.scheduler import Roles
+from lmcache_rs.connector.rules import Roles
 
 
 def prompt(seed: int, count: int) -> list[int]:
@@ -226,6 +226,20 @@ def test_an_order_that_fails_ends_as_a_failed_load() -> None:
         engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
         engine.assert_idle()
         assert repeat.output == engine.done["first"].output
+
+
+def test_what_is_computed_on_a_load_that_was_not_ordered_is_not_kept() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 40)))
+    open_load, admit = engine.scheduler._ledger.open_load, engine.scheduler.admit
+    engine.scheduler._ledger.open_load = lambda *_: 1 / 0
+    engine.scheduler.admit = swallowing(admit)
+    engine.run(Request("second", prompt(1, 40) + prompt(2, 16)))
+    engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
+    third = Request("third", prompt(1, 40) + prompt(2, 16))
+    engine.run(third)
+    engine.assert_idle()
+    assert third.cached_tokens >= 40
 
 
 def swallowing(call: Any) -> Any:

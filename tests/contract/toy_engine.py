@@ -19,7 +19,8 @@ from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.pace import Pace
-from lmcache_rs.connector.scheduler import PlanningError, Roles, SchedulerSide
+from lmcache_rs.connector.rules import Roles
+from lmcache_rs.connector.scheduler import PlanningError, SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.worker import WorkerSide
 from lmcache_rs.copy.cpu import CpuMover

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lmcache_rs._core import Index, Lease, Reservation
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.orders import JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
@@ -39,7 +41,7 @@ class StoreJob:
 
 @dataclass(slots=True)
 class LoadJob:
-    """Rows being read. The lease keeps them; `first` is the position of the first one loaded.
+    """Rows being read. The lease keeps them; `first` is the position of the first one loaded. None: a broken load.
 
     The blocks of an asynchronous one are held: the worker may tell vLLM that it has ended shortly before it has.
     """
@@ -47,14 +49,17 @@ class LoadJob:
     id: int
     step: int
     record: Record
-    lease: Lease
+    lease: Lease | None
     first: int
     blocks: Numbers
     held: list[Any]
     end_tokens: int
+    asynchronous: bool
     since: float
     result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
     orphan: bool = False
+    joined: bool = False
+    """Steps may read the blocks of an asynchronous one before its answer is here."""
 
 
 class Ledger:
@@ -95,8 +100,8 @@ class Ledger:
         """Order a load of (rows, blocks); the lease is the job's now."""
         rows, blocks = order
         held = self._held.hold(blocks.tolist()) if asynchronous and self._held.bound else []
-        now = time.monotonic()
-        job = LoadJob(next(self._ids), step, record, lease, first, blocks, held, end_tokens, now)
+        number, now = next(self._ids), time.monotonic()
+        job = LoadJob(number, step, record, lease, first, blocks, held, end_tokens, asynchronous, now)
         self._loads[job.id] = job
         record.loading = True
         return LoadOrder(job.id, record.id, rows, blocks, asynchronous, bool(held), by_layers)
@@ -104,32 +109,47 @@ class Ledger:
     def received(self, request_ids: Iterable[str]) -> None:
         """Every rank told vLLM that these requests' loads have ended: readers join those that have not quite."""
         requests = set(request_ids)
-        self._joins += [job.id for job in self._loads.values() if job.held and job.record.id in requests]
+        for job in self._loads.values():
+            if job.held and not job.joined and job.record.id in requests:
+                job.joined = True
+                self._joins.append(job.id)
 
     def take_joins(self) -> list[int]:
         """Loads that the next step's forward may read."""
         joins, self._joins = self._joins, []
         return joins
 
-    def acknowledge(self, acks: WorkerAcks) -> list[Record]:
-        """Take the ranks' answers. Returns the requests whose load failed.
+    def open_broken(
+        self, step: int, record: Record, block_ids: list[int], end_tokens: int, asynchronous: bool
+    ) -> int:
+        """A load that was promised and is not ordered: fails like one, so that stores that read its blocks are void."""
+        number, now = next(self._ids), time.monotonic()
+        blocks = np.array(block_ids, dtype=np.uint32)
+        job = LoadJob(number, step, record, None, 0, blocks, [], end_tokens, asynchronous, now)
+        self._loads[job.id] = job
+        record.loading = True
+        return job.id
 
-        Failed loads come first: a store of the same step may have read what they left behind.
+    def acknowledge(self, acks: WorkerAcks) -> None:
+        """Take the ranks' answers.
+
+        Loads come first: a store of their step or later may have read what a failed one left behind. It waits for the
+        load's answer, which may come later: those of a worker nearby overtake what is in a step's output.
         """
         for job_id, result in acks.jobs.items():
             job = self._loads.get(job_id) or self._stores.get(job_id)
             if job is not None:
                 job.result.merge(result)
-        ended = [i for i in acks.jobs if i in self._loads and self._loads[i].result.ranks >= self._ranks]
-        failed = [job.record for job in map(self._end_load, ended) if job.result.failed]
         for job_id in acks.jobs:
-            store = self._stores.get(job_id)
-            if store is not None and store.result.ranks >= self._ranks:
+            load = self._loads.get(job_id)
+            if load is not None and load.result.ranks >= self._ranks:
+                self._end_load(load)
+        for store in list(self._stores.values()):
+            if store.result.ranks >= self._ranks and not self._may_become_void(store):
                 self._end_store(store)
         if acks.rows is not None and acks.rows < self._index.rows:
             logger.warning("a worker has room for %d rows only, %d were planned", acks.rows, self._index.rows)
             self._index.shrink(acks.rows)
-        return failed
 
     def orphan(self, record: Record) -> None:
         """The request gives its blocks back: those held are held for us alone from now on."""
@@ -165,6 +185,11 @@ class Ledger:
         return oldest is not None and time.monotonic() - oldest < STEPPING_S_MAX
 
     @property
+    def loads_beside(self) -> bool:
+        """Whether an asynchronous load is in flight."""
+        return any(job.asynchronous for job in self._loads.values())
+
+    @property
     def holds_blocks(self) -> bool:
         """Whether blocks will come back to vLLM's pool soon."""
         now = time.monotonic()
@@ -172,15 +197,24 @@ class Ledger:
         since += [job.since for job in self._loads.values() if job.orphan]
         return any(now - began < STEPPING_S_MAX for began in since)
 
-    def _end_load(self, job_id: int) -> LoadJob:
-        job = self._loads.pop(job_id)
+    def _may_become_void(self, store: StoreJob) -> bool:
+        """Whether a load that the step of the store waited for has not been answered, and wrote blocks of its table."""
+        return any(
+            (load.joined or not load.asynchronous)
+            and load.step <= store.step
+            and not set(load.blocks.tolist()).isdisjoint(store.table)
+            for load in self._loads.values()
+        )
+
+    def _end_load(self, job: LoadJob) -> None:
+        del self._loads[job.id]
         job.record.loading = False
         result = job.result
         if result.failed:
             self._counters.add("failed_loads")
             job.record.failures += 1
             job.record.offer_below = job.end_tokens
-            removed = job.lease.discard(job.first)
+            removed = job.lease.discard(job.first) if job.lease is not None else 0
             bad = set(job.blocks.tolist())
             for store in self._stores.values():
                 if store.step >= job.step and not bad.isdisjoint(store.table):
@@ -193,9 +227,9 @@ class Ledger:
             )
         else:
             self._count("load", job.record.user_id, result)
-        job.lease.release()
+        if job.lease is not None:
+            job.lease.release()
         self._release(job)
-        return job
 
     def _end_store(self, job: StoreJob) -> None:
         del self._stores[job.id]

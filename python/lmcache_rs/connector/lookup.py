@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from lmcache_rs._core import Index, Match
 from lmcache_rs.connector.requests import Plan, Record
+from lmcache_rs.connector.rules import LookupRules
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.log import init_logger
 
@@ -20,24 +20,6 @@ WAITING_LEASES_SHARE_MAX = 0.5
 
 FAILED_LOADS_MAX = 2
 """After so many failed loads a request is computed, whatever the index says."""
-
-
-@dataclass(frozen=True, slots=True)
-class LookupRules:
-    """What the configuration says about hits."""
-
-    may_load: bool
-    tails: bool
-    asynchronous: bool
-    sync_bytes_max: int
-    """Loads up to this many bytes hold the step, and all loads of a request that is alone; 0: none ever does."""
-    layered_bytes_min: int | None
-    """Loads that hold the step come by layers from this size on; None: never."""
-    min_tokens: int
-    max_tokens: int
-    """The most tokens loaded for a request at once; 0: no limit."""
-    skip_last_tokens: int
-    pending_s_max: float
 
 
 class Lookup:
@@ -60,14 +42,20 @@ class Lookup:
         self._tail_hash = tail_hash
         self._waiting_rows = 0
 
-    def answer(self, record: Record, num_computed: int, alone: bool) -> tuple[int | None, bool]:
+    def answer(
+        self, record: Record, num_computed: int, alone: bool, loads_beside: bool
+    ) -> tuple[int | None, bool]:
         """Tokens that can be loaded beyond `num_computed` (None: ask again), and whether asynchronously.
 
         Asked every step while the request waits: the same question costs nothing and changes nothing. `alone`: no
-        other request could run meanwhile, so holding the step costs nobody anything.
+        other request could run meanwhile, so holding the step costs nobody anything. `loads_beside`: another load is on
+        its way, and what holds the step would wait behind it.
         """
         request = record.request
         if not self._rules.may_load or getattr(request, "skip_reading_prefix_cache", False):
+            return 0, False
+        if record.loading:
+            # Preempted before every rank said how its load ended: what failed must not be offered again.
             return 0, False
         plan, epoch = record.plan, self._index.epoch
         if plan is None or (plan.num_computed, plan.num_tokens, plan.epoch) != (
@@ -76,7 +64,7 @@ class Lookup:
             epoch,
         ):
             self.forget(record)
-            plan = record.plan = self._plan(record, num_computed, epoch, alone)
+            plan = record.plan = self._plan(record, num_computed, epoch, alone, loads_beside)
         if plan.tokens is None:
             record.plan = None
         return plan.tokens, plan.asynchronous
@@ -117,7 +105,7 @@ class Lookup:
         tail = self.tail(record, start) if self._rules.tails and start < end else None
         return self._index.match(record.space, hashes, tail)
 
-    def _plan(self, record: Record, num_computed: int, epoch: int, alone: bool) -> Plan:
+    def _plan(self, record: Record, num_computed: int, epoch: int, alone: bool, loads_beside: bool) -> Plan:
         request, size = record.request, self._block_size
         nothing = Plan(num_computed, request.num_tokens, epoch, 0)
         if record.failures >= FAILED_LOADS_MAX:
@@ -137,7 +125,7 @@ class Lookup:
         if reason is not None:
             return nothing
         load_bytes = (-(-total // size) - num_computed // size) * self._row_bytes
-        limit = self._rules.sync_bytes_max
+        limit = 0 if loads_beside else self._rules.sync_bytes_max
         asynchronous = self._rules.asynchronous and load_bytes > limit and not (alone and limit)
         if asynchronous:
             plan = Plan(num_computed, request.num_tokens, epoch, total - num_computed, True)

@@ -37,8 +37,9 @@ class StoreOrder:
 
 @dataclass(slots=True)
 class BrokenLoad:
-    """A load that was promised to vLLM and cannot be ordered: the workers report it as failed."""
+    """A load that was promised to vLLM and cannot be ordered: the workers report it as failed, to both sides."""
 
+    job: int
     request_id: str
     blocks: tuple[int, ...]
     asynchronous: bool

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmcache_rs._core import KeySpace, Lease
-from lmcache_rs.connector.orders import BrokenLoad
 
 _RANDOM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
@@ -40,15 +39,14 @@ class Record:
     tail: tuple[int, bytes] | None = None
     """(number of tokens, hash) of the partial last block, computed once."""
     tail_stored: bool = False
-    stored_tokens: int = 0
     loading: bool = False
+    awaits_load: bool = False
+    """An asynchronous load was promised and the request not scheduled since: vLLM counts tokens that may never come."""
     failures: int = 0
     offer_below: int | None = None
     """After a failed load: the next answer must end before this many tokens."""
     pending_since: float | None = None
     logged: bool = False
-    promised: BrokenLoad | None = None
-    """A load promised in this step and not yet ordered: what to report if ordering it fails."""
 
     @property
     def id(self) -> str:

@@ -1,8 +1,7 @@
 """The scheduler side: decides what is loaded and stored, in vLLM's scheduler process, on its main thread."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +10,11 @@ from lmcache_rs.config import Config
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.ledger import Ledger
-from lmcache_rs.connector.lookup import Lookup, LookupRules, TailHash
+from lmcache_rs.connector.lookup import Lookup, TailHash
+from lmcache_rs.connector.nearby import Nearby
 from lmcache_rs.connector.orders import BrokenLoad, LoadOrder, StepOrders, StoreOrder, WorkerAcks
 from lmcache_rs.connector.requests import Plan, Record, follow_tables, request_options
+from lmcache_rs.connector.rules import Roles, lookup_rules
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.stores import NULL_BLOCK, StorePlanner, StoreRules, final_tokens
 from lmcache_rs.log import init_logger
@@ -21,38 +22,6 @@ from lmcache_rs.log import init_logger
 logger = init_logger(__name__)
 
 TAG_PREFIX = "lmcache.tag."
-
-SYNC_LOAD_BYTES = {"cpu": 256 << 20, "cuda": 32 << 20}
-"""Loads up to this size hold the step by default.
-
-On the CPU about 10 ms at memory speed, where an asynchronous load costs its request 10 ms or more of extra steps, and a
-decode step takes longer than that. On a GPU about half a millisecond of the bus.
-"""
-
-LAYERED_LOAD_BYTES_MIN = {"cpu": None, "cuda": 256 << 20}
-"""Synchronous loads from this size on come layer by layer where vLLM's forward can wait for layers.
-
-What it computes of a prompt then goes on beside the load; a step without CUDA graphs, which that takes, needs some
-10 ms of the CPU, which a load of this size (5 ms of the bus) begins to hide.
-"""
-
-
-class Nearby(Protocol):
-    """The engine's only worker, where it lives in this process."""
-
-    def take_acks(self) -> WorkerAcks | None:
-        """Its answers. They need not wait for a step's output, which with overlapping steps comes two steps late."""
-
-    def start_loads(self, orders: StepOrders) -> None:
-        """Begin a step's loads, before the step's inputs are prepared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """What `kv_role` allows: a consumer never stores, a producer never loads."""
-
-    may_store: bool
-    may_load: bool
 
 
 class SchedulerSide:
@@ -75,19 +44,7 @@ class SchedulerSide:
         self.counters = counters
         self.index = Index(geometry.rows)
         self.frozen = config.freeze
-        rules = LookupRules(
-            may_load=roles.may_load,
-            tails=config.tails,
-            asynchronous=config.enable_async_loading,
-            sync_bytes_max=SYNC_LOAD_BYTES[geometry.device]
-            if config.sync_load_max_bytes is None
-            else config.sync_load_max_bytes,
-            layered_bytes_min=LAYERED_LOAD_BYTES_MIN[geometry.device],
-            min_tokens=config.min_retrieve_tokens,
-            max_tokens=config.max_tokens_per_load,
-            skip_last_tokens=config.skip_last_n_tokens,
-            pending_s_max=config.pending_timeout_ms / 1e3,
-        )
+        rules = lookup_rules(config, geometry.device, roles)
         size = geometry.block_size
         self._held = HeldBlocks(config.max_held_blocks_percent / 100)
         self._ledger = Ledger(self.index, self._held, geometry.ranks, counters)
@@ -113,7 +70,14 @@ class SchedulerSide:
 
     def bind_block_pool(self, pool: Any) -> None:
         """Take vLLM's block pool; stores need it to keep their source blocks."""
-        self._held.bind(pool, self._ledger.void_stores)
+        self._held.bind(pool, self._before_reset)
+
+    def _before_reset(self) -> None:
+        """VLLM resets its block pool, and may unmap KV after that: nothing may hold blocks, nor copy."""
+        self._ledger.void_stores()
+        if self.worker_nearby is not None:
+            self.worker_nearby.drain()
+            self._ask_nearby()
 
     def add_request(self, request: Any) -> Record:
         """A request arrived: look it up at once, so that what it will need counts as recently used."""
@@ -137,7 +101,8 @@ class SchedulerSide:
             return 0, False
         self._ask_nearby()
         record = self._records.get(request.request_id) or self.add_request(request)
-        return self._lookup.answer(record, num_computed, alone=len(self._records) == 1)
+        alone, beside = len(self._records) == 1, self._ledger.loads_beside
+        return self._lookup.answer(record, num_computed, alone, beside)
 
     def admit(self, request: Any, block_ids: list[int], tokens: int) -> None:
         """Blocks were allocated for `tokens` tokens of the last answer; 0: nothing of it is loaded."""
@@ -145,7 +110,9 @@ class SchedulerSide:
         if record.may_store:
             self._storing[record.id] = record
         plan = record.plan
+        record.awaits_load = tokens > 0 and plan is not None and plan.asynchronous
         first, last = 0, len(block_ids)
+        ordered = False
         try:
             self._lookup.admit(record)
             if plan is None or not tokens:
@@ -155,13 +122,14 @@ class SchedulerSide:
             size = self._geometry.block_size
             first, last = plan.num_computed // size, -(-(plan.num_computed + tokens) // size)
             self._order_load(record, plan, first, block_ids[first:last], plan.num_computed + tokens)
+            ordered = True
         except Exception:
             if tokens:
                 # They are promised: a load that cannot be ordered ends as a failed one.
-                self._promise_broken(record, block_ids[first:last], plan is not None and plan.asynchronous)
+                self._promise_broken(record, plan, block_ids[first:last], tokens)
             raise
         finally:
-            if plan is not None and not record.loading and plan.lease is not None:
+            if plan is not None and not ordered and plan.lease is not None:
                 plan.lease.release()
 
     def _order_load(
@@ -181,10 +149,11 @@ class SchedulerSide:
             )
         )
 
-    def _promise_broken(self, record: Record, block_ids: list[int], asynchronous: bool) -> None:
-        record.failures += 1
-        self.counters.add("failed_loads")
-        self._broken.append(BrokenLoad(record.id, tuple(block_ids), asynchronous))
+    def _promise_broken(self, record: Record, plan: Plan | None, block_ids: list[int], tokens: int) -> None:
+        end_tokens = tokens + (plan.num_computed if plan is not None else 0)
+        asynchronous = plan is not None and plan.asynchronous
+        job = self._ledger.open_broken(self._step, record, block_ids, end_tokens, asynchronous)
+        self._broken.append(BrokenLoad(job, record.id, tuple(block_ids), asynchronous))
 
     def plan_step(self, scheduled: Any) -> StepOrders:
         """The orders of this step. When planning fails, every promised load is reported as failed instead."""
@@ -203,6 +172,7 @@ class SchedulerSide:
             # Loads and late stores are ordered already; what was planned here is taken back.
             self._ledger.undo(orders.stores[late:])
             del orders.stores[late:]
+            # Until they are admitted again: their tables are not followed any more.
             self._storing.clear()
             self.counters.add("dropped_stores:planning")
             raise PlanningError(orders) from error
@@ -213,10 +183,12 @@ class SchedulerSide:
         computed = follow_tables(storing, scheduled)
         for request_id, before in computed.items():
             record = storing[request_id]
+            record.awaits_load = False
             after = before + counts.get(request_id, 0)
             order = None if self.frozen or self._closed else self._planner.plan(self._step, record, after)
             if order is not None:
                 stores.append(order)
+            # While it loads it may have to be computed, and stored, again.
             if self._planner.finished(record, after) and not record.loading:
                 del storing[request_id]
 
@@ -227,7 +199,8 @@ class SchedulerSide:
             return
         self._lookup.forget(record)
         storing = self._storing.pop(record.id, None) is not None
-        if storing and self._config.save_decode_cache and not (record.loading or self.frozen or self._closed):
+        computed = storing and not (record.loading or record.awaits_load)
+        if computed and self._config.save_decode_cache and not (self.frozen or self._closed):
             record.table = list(block_ids)
             # Ordered with the next step, which runs after the last one that computed anything of this request.
             order = self._planner.plan(self._step + 1, record, final_tokens(request))
@@ -237,10 +210,7 @@ class SchedulerSide:
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""
-        for record in self._ledger.acknowledge(acks):
-            # Computed again: the request has something to store once more.
-            if record.may_store and record.id in self._records:
-                self._storing[record.id] = record
+        self._ledger.acknowledge(acks)
 
     def received(self, request_ids: Iterable[str]) -> None:
         """VLLM was told that these requests' loads have ended."""

@@ -11,7 +11,8 @@ from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.geometry import Declined, Geometry, inspect
 from lmcache_rs.connector.handle import EngineHandle
 from lmcache_rs.connector.pace import Pace
-from lmcache_rs.connector.scheduler import Roles, SchedulerSide
+from lmcache_rs.connector.rules import Roles
+from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.worker import Mover, WorkerSide
 from lmcache_rs.copy.cpu import CpuMover

@@ -18,6 +18,10 @@ SPOILED_S_MAX = 5.0
 """A load whose layers the forward did not wait for is waited for at most this long."""
 
 
+DRAIN_S_MAX = 5.0
+"""Before vLLM takes its KV back, copies in flight are waited for at most this long."""
+
+
 class Mover(Protocol):
     """Copies between pool rows and KV blocks; `lmcache_rs.copy` has one for each kind of device."""
 
@@ -34,11 +38,14 @@ class Mover(Protocol):
     def join_load(self, job: int, layer: int | None = None) -> None:
         """What is computed from now on comes after the load, or after its layer, whichever way the device does it."""
 
-    def loads_ending_within(self, seconds: float) -> list[int]:
-        """Loads that will have ended in so many seconds, if they go on as they did."""
+    def settle_loads(self, seconds: float) -> list[int]:
+        """Loads that will have ended in so many seconds, if they go on as they did, and will not fail any more."""
 
     def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Store the blocks as they are after what the step has computed so far."""
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until no copy is in flight; False when that took longer."""
 
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs that ended, nothing touching their rows or blocks any more: (job, bytes or -1, s)."""
@@ -168,6 +175,14 @@ class WorkerSide:
         acks, self._acks = WorkerAcks(self._acks, rows), {}
         return acks
 
+    def drain(self) -> None:
+        """Wait until no copy is in flight, for a bounded time."""
+        try:
+            if self._mover is not None and not self._mover.drain(DRAIN_S_MAX):
+                raise TimeoutError(f"copies did not end in {DRAIN_S_MAX:.0f} s")
+        except Exception as error:
+            self._barrier.report("drain", error)
+
     def close(self) -> None:
         """End the mover; what it had not finished has failed."""
         if self._mover is not None:
@@ -228,13 +243,14 @@ class WorkerSide:
         lead = self._pace.lead() if self._async_loads and self._mover is not None else 0.0
         if not lead or self._mover is None:
             return
-        for job in self._mover.loads_ending_within(lead):
+        for job in self._mover.settle_loads(lead):
             order = self._async_loads.get(job)
             if order is not None and order.held and job not in self._early:
                 self._early.add(job)
                 self._received.add(order.request_id)
 
     def _report_broken(self, broken: BrokenLoad) -> None:
+        self._acks[broken.job] = JobResult(1, 1, 0, 0.0)
         if broken.asynchronous:
             self._received.add(broken.request_id)
             self._failed[broken.request_id] = np.array(broken.blocks, dtype=np.uint32)

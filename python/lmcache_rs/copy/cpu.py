@@ -50,7 +50,7 @@ class CpuMover:
         if not self._mover.drain(JOIN_S_MAX):
             raise LMCacheRsError(f"load {job} did not end in {JOIN_S_MAX:.0f} s")
 
-    def loads_ending_within(self, seconds: float) -> list[int]:
+    def settle_loads(self, seconds: float) -> list[int]:
         """None: here nothing could wait for the rest of a load but the engine's own thread."""
         return []
 
@@ -62,6 +62,10 @@ class CpuMover:
         began = time.perf_counter()
         moved = self._mover.copy(direction, rows, blocks)
         self._ended.append((job, moved, time.perf_counter() - began))
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until no copy is in flight; False when that took longer."""
+        return self._mover.drain(seconds)
 
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs that ended since the last call: (job, bytes or -1, seconds)."""

@@ -101,14 +101,18 @@ class CudaMover:
         """Have the current stream wait for a load, or for one layer of a load by layers. Returns at once."""
         self._mover.join_load(job, self._stream(), layer)
 
-    def loads_ending_within(self, seconds: float) -> list[int]:
-        """Loads that will have ended in so many seconds, if they go on as they did so far."""
-        return self._mover.loads_ending_within(seconds)
+    def settle_loads(self, seconds: float) -> list[int]:
+        """Loads that will have ended in so many seconds, if they go on as they did so far, and cannot fail any more."""
+        return self._mover.settle_loads(seconds)
 
     def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Store in the background what the blocks hold after what the current stream was given before."""
         self._pins.check()
         self._mover.submit_store(job, rows, blocks, self._stream())
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until no copy is in flight; False when that took longer."""
+        return self._mover.drain(seconds)
 
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs that ended since the last call: (job, bytes or -1, seconds)."""

@@ -7,6 +7,7 @@ mod evict;
 mod index;
 mod key;
 mod pool;
+mod sync;
 
 pub use copy::{Direction, KvLayers, Layer, Mover, Outcome};
 pub use cuda::{GpuLayer, GpuMover, GpuMoverConfig, LoadOrder, Staging, Streams, cuda_available};

@@ -121,8 +121,8 @@ impl GpuMover {
         detached(py, move || mover.join_load(job.0, layer, stream.0))
     }
 
-    fn loads_ending_within(&self, limit_s: Timeout) -> PyResult<Vec<u64>> {
-        guarded_py(|| self.get()?.loads_ending_within(limit_s.0).map_err(|error| to_python(&error)))
+    fn settle_loads(&self, limit_s: Timeout) -> PyResult<Vec<u64>> {
+        guarded_py(|| self.get()?.settle_loads(limit_s.0).map_err(|error| to_python(&error)))
     }
 
     fn poll(&self) -> PyResult<Vec<(u64, i64, f64)>> {

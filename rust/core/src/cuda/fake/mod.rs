@@ -165,7 +165,13 @@ impl Fake {
             for copy in copies {
                 for row in 0..copy.rows {
                     let host = copy.host as usize + row * copy.host_pitch;
-                    state.push_copy(host, copy.device as usize + row * copy.device_pitch, copy.len, load, stream);
+                    state.push_copy(
+                        host,
+                        copy.device as usize + row * copy.device_pitch,
+                        copy.len,
+                        load,
+                        stream,
+                    );
                 }
             }
         })
@@ -271,7 +277,8 @@ impl State {
                 // SAFETY: the table was uploaded, with an entry for each layer of the grid.
                 let [base, stride, offset, page] = unsafe { *(entry as *const [u64; 4]) };
                 let page_at = (base + u64::from(block) * stride) as usize;
-                let row_at = arguments.staging.wrapping_add(position as u64 * arguments.row_stride + offset) as usize;
+                let row_at =
+                    arguments.staging.wrapping_add(position as u64 * arguments.row_stride + offset) as usize;
                 let len = (page as usize).min(grid[0] as usize * piece_bytes(width) as usize);
                 if len == 0 {
                     continue;

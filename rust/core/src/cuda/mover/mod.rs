@@ -1,5 +1,6 @@
 //! `GpuMover`: copies of whole blocks between the pool's rows and KV tensors on one GPU.
 
+mod job;
 mod lane;
 mod queue;
 mod shared;
@@ -9,13 +10,11 @@ mod tests;
 
 use std::mem;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
+use self::job::Job;
 use self::lane::{Ends, Lane};
-use self::queue::{Job, Limits, Phase, Queue};
+use self::queue::{Limits, Phase, Queue};
 use self::shared::Shared;
 use super::driver::{Driver, Entered, Stream};
 use super::events::EventPool;
@@ -24,6 +23,8 @@ use super::layout::{GpuLayer, Layout, Part};
 use super::libcuda::LibCuda;
 use crate::copy::{Direction, Outcome, check_numbers};
 use crate::pool::deadline;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::{Error, ErrorKind, HostPool, Result};
 
 /// What staging addresses and the kernels' vectors are multiples of.
@@ -216,9 +217,17 @@ impl GpuMover {
         self.shared.join(job, part.transpose()?, stream)
     }
 
-    /// Loads that will end within `limit`, if they go on at the speed they had so far.
-    pub fn loads_ending_within(&self, limit: Duration) -> Result<Vec<u64>> {
-        Ok(self.open()?.ending_within(limit, Instant::now()))
+    /// Loads that will end within `limit`, if they go on at the speed they had so far. What is left of them is
+    /// submitted: nothing but the GPU itself can fail them any more.
+    pub fn settle_loads(&self, limit: Duration) -> Result<Vec<u64>> {
+        let ending = self.open()?.ending_within(limit, Instant::now());
+        let mut settled = Vec::with_capacity(ending.len());
+        for job in ending {
+            if self.shared.settle(job)? {
+                settled.push(job);
+            }
+        }
+        Ok(settled)
     }
 
     /// Stores in the background what was submitted to `stream` until now. `poll` tells the end. Rows that are being

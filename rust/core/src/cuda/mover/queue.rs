@@ -1,13 +1,11 @@
 //! Which stage is submitted next, what is in flight, and what became of the jobs. Pure state, kept under one lock.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::driver::Fault;
 use super::super::events::Event;
-use super::super::layout::Part;
-use super::lane;
+use super::job::{End, Job, OpenLoad, Progress, Stage, Submitted};
 use crate::copy::{Direction, JOBS_MAX, Outcome};
 use crate::{Error, ErrorKind, Result};
 
@@ -32,80 +30,6 @@ impl Limits {
         loads_first: Duration::from_millis(250),
         pinning: Duration::from_secs(60),
     };
-}
-
-/// A job of which not every stage is submitted.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) direction: Direction,
-    pub(super) rows: Vec<u32>,
-    pub(super) blocks: Vec<u32>,
-    /// What the first stage's kernel waits for.
-    pub(super) after: Option<Event>,
-    /// The parts of the rows, moved one after the other.
-    pub(super) parts: Arc<[Part]>,
-    /// Rows of each stage.
-    pub(super) stage_rows: usize,
-    /// Stages submitted so far.
-    pub(super) submitted: usize,
-    /// The end of the last stage submitted.
-    last: Option<Event>,
-    end: End,
-}
-
-/// A load that has not ended.
-#[derive(Debug)]
-struct OpenLoad {
-    stages: usize,
-    done: usize,
-    /// When the first stage was submitted.
-    began: Option<Instant>,
-    /// The ends of the parts that were submitted.
-    parts: Vec<Event>,
-    parts_total: usize,
-    /// It will be told as failed.
-    failed: bool,
-}
-
-/// How far a load is, for somebody who waits for a part of it.
-pub(super) enum Progress {
-    /// Nothing of it runs any more, or it is not known.
-    Ended,
-    /// A stage is to be submitted, by who asked.
-    Waiting(Job),
-    /// Another thread is submitting a stage, or it failed and its end is awaited.
-    AtWork,
-    /// With this event the part is there.
-    Submitted(Event),
-}
-
-/// How a job is told of.
-#[derive(Clone, Copy, Debug)]
-struct End {
-    name: u64,
-    direction: Direction,
-    bytes: u64,
-    submitted: Instant,
-}
-
-/// A stage that the GPU may be working on.
-#[derive(Debug)]
-struct Stage {
-    event: Event,
-    /// Its job's name.
-    name: u64,
-    /// The job that ends with it, and whether it succeeds.
-    end: Option<(End, bool)>,
-}
-
-/// What a stage's submission gave.
-pub(super) enum Submitted {
-    /// It is done with this event.
-    Stage(Event),
-    /// It failed; with these events nothing of it runs any more.
-    Failed(Vec<Event>),
-    /// It failed, and nobody can tell until when parts of it run.
-    Unknown(Fault),
 }
 
 /// How far closing has come.
@@ -142,52 +66,6 @@ pub(super) struct Queue {
     broken: Option<String>,
     pub(super) phase: Phase,
     pub(super) thread_runs: bool,
-}
-
-impl Job {
-    pub(super) fn new(
-        name: u64,
-        direction: Direction,
-        (rows, blocks): (Vec<u32>, Vec<u32>),
-        after: Option<Event>,
-        parts: Arc<[Part]>,
-        stage_rows: usize,
-    ) -> Self {
-        let row_bytes: usize = parts.iter().map(|part| part.bytes).sum();
-        let bytes = rows.len() as u64 * row_bytes as u64;
-        let end = End { name, direction, bytes, submitted: Instant::now() };
-        Self { direction, rows, blocks, after, parts, stage_rows, submitted: 0, last: None, end }
-    }
-
-    /// The next stage.
-    pub(super) fn stage(&self) -> lane::Stage<'_> {
-        let (part, number) = (self.submitted / self.part_stages(), self.submitted % self.part_stages());
-        let first = number * self.stage_rows;
-        let next = first..self.rows.len().min(first + self.stage_rows);
-        lane::Stage { rows: &self.rows[next.clone()], blocks: &self.blocks[next], part: &self.parts[part] }
-    }
-
-    /// Stages of one part.
-    fn part_stages(&self) -> usize {
-        self.rows.len().div_ceil(self.stage_rows)
-    }
-
-    fn stages(&self) -> usize {
-        self.part_stages() * self.parts.len()
-    }
-
-    fn is_submitted(&self) -> bool {
-        self.submitted >= self.stages()
-    }
-}
-
-impl OpenLoad {
-    /// When it will have ended, as far as its own speed tells; None: nobody knows yet.
-    fn left(&self, now: Instant) -> Option<Duration> {
-        let began = self.began.filter(|_| self.done > 0 && !self.failed)?;
-        let (done, left) = (u32::try_from(self.done).ok()?, u32::try_from(self.stages - self.done).ok()?);
-        Some(now.saturating_duration_since(began) / done * left)
-    }
 }
 
 impl Queue {
@@ -319,7 +197,7 @@ impl Queue {
     pub(super) fn progress(&mut self, name: u64, part: Option<usize>) -> Progress {
         let Some(open) = self.open_loads.get(&name) else { return Progress::Ended };
         if open.failed {
-            return Progress::AtWork;
+            return Progress::Failed;
         }
         let last = open.parts_total - 1;
         if let Some(event) = open.parts.get(part.map_or(last, |part| part.min(last))) {
@@ -425,6 +303,11 @@ impl Queue {
     #[cfg(test)]
     pub(super) fn stages_in_flight(&self) -> usize {
         self.loads_in_flight.len() + self.stores_in_flight.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn stages_done(&self, load: u64) -> Option<usize> {
+        self.open_loads.get(&load).map(|open| open.done)
     }
 
     pub(super) fn is_any_waiting(&self) -> bool {

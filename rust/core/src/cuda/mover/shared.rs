@@ -5,13 +5,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::super::driver::{Entered, Fault, Stream};
+use super::job::{Job, Progress, Submitted};
 use super::lane::{Ends, Lane};
-use super::queue::{Job, Limits, Progress, Queue, Submitted};
+use super::queue::{Limits, Queue};
 use crate::copy::Direction;
 use crate::pool::use_every_cpu;
+use crate::sync::{Condvar, Mutex};
 use crate::{Error, ErrorKind, Result};
 
 /// How often the thread looks after stages in flight.
@@ -118,29 +118,52 @@ impl Shared {
     pub(super) fn join(&self, name: u64, part: Option<usize>, stream: Stream) -> Result<()> {
         let _entered = Entered::new(self.ends.driver.as_ref())?;
         let deadline = Instant::now() + JOIN_LIMIT;
-        let mut queue = self.queue.lock();
         loop {
+            match self.submit_rest(name, part, deadline)? {
+                Progress::Submitted(event) => return Ok(event.hold_back(stream)?),
+                Progress::Failed => {
+                    let mut queue = self.queue.lock();
+                    if matches!(queue.progress(name, part), Progress::Failed)
+                        && self.ended.wait_until(&mut queue, deadline).timed_out()
+                    {
+                        return Err(late(name));
+                    }
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Submits what is left of a load from the calling thread; whether the GPU has all of it, and it did not fail.
+    pub(super) fn settle(&self, name: u64) -> Result<bool> {
+        let _entered = Entered::new(self.ends.driver.as_ref())?;
+        let progress = self.submit_rest(name, None, Instant::now() + JOIN_LIMIT)?;
+        Ok(matches!(progress, Progress::Submitted(_)))
+    }
+
+    /// Submits stages of a load until its part was submitted, it failed or it is not there any more.
+    fn submit_rest(&self, name: u64, part: Option<usize>, deadline: Instant) -> Result<Progress> {
+        loop {
+            let mut queue = self.queue.lock();
             queue.check_not_broken()?;
             match queue.progress(name, part) {
-                Progress::Ended => return Ok(()),
-                Progress::Submitted(event) => {
-                    drop(queue);
-                    return Ok(event.hold_back(stream)?);
-                }
                 Progress::Waiting(job) => {
                     drop(queue);
                     self.submit(job);
                     // The thread sees to the stages in flight.
                     self.work.notify_one();
-                    queue = self.queue.lock();
                 }
                 Progress::AtWork => {
                     if self.ended.wait_until(&mut queue, deadline).timed_out() {
-                        let message = format!("load {name} was not submitted in {JOIN_LIMIT:?}");
-                        return Err(Error::new(ErrorKind::Device, message));
+                        return Err(late(name));
                     }
                 }
+                reached => return Ok(reached),
             }
         }
     }
+}
+
+fn late(name: u64) -> Error {
+    Error::new(ErrorKind::Device, format!("load {name} was not submitted, or did not end, in {JOIN_LIMIT:?}"))
 }

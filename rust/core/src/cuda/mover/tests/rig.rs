@@ -307,7 +307,8 @@ impl Rig {
         let ended = self.mover.poll().expect("open");
         let mut told = Vec::new();
         for outcome in ended {
-            let Expected { rows, blocks, stores, joined } = self.expected.remove(&outcome.job).expect("told once");
+            let Expected { rows, blocks, stores, joined } =
+                self.expected.remove(&outcome.job).expect("told once");
             let succeeded = outcome.bytes.is_ok();
             if let Ok(bytes) = outcome.bytes {
                 assert_eq!(bytes as usize, rows.len() * self.pool.row_bytes());
