@@ -84,7 +84,7 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
     try:
         pool_bytes = config.max_local_cpu_bytes if config.local_cpu else 0
         device = api.device_type()
-        geometry = inspect(vllm_config, kv_cache_config, device, pool_bytes, config.experimental_cuda)
+        geometry = inspect(vllm_config, kv_cache_config, device, pool_bytes)
         sides = Sides(config, geometry)
         if is_scheduler:
             api.make_block_hashes_repeatable()
@@ -203,7 +203,7 @@ def _make_mover(config: Config, geometry: Geometry, tensors: Sequence[Any]) -> M
         # Imports torch's CUDA part, which a machine without one need not have.
         from lmcache_rs.copy.cuda import CudaMover
 
-        return CudaMover(pool, tensors, geometry.gpu_blocks, pin=config.pin)
+        return CudaMover(pool, tensors, geometry.gpu_blocks, pin=config.pin, fence_loads=geometry.drafts)
     return CpuMover(pool, tensors, geometry.gpu_blocks, config.copy_threads or default_threads())
 
 

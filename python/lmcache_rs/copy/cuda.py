@@ -1,6 +1,7 @@
 """The mover for KV on an NVIDIA GPU: kernels gather into staging, one copy a stage crosses the bus, nobody waits."""
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -33,6 +34,9 @@ LAYER_PARTS = 4
 
 CLOSE_S_MAX = 5.0
 """Closing waits this long for copies in flight."""
+
+TELL_EVERY_S = 5.0
+"""How often the progress of pinning is told, which takes some seconds for 16 GiB."""
 
 FIRST_PIN_S_MAX = 30.0
 """With `pin: require`, the constructor waits this long for the first rows to be pinned."""
@@ -123,6 +127,7 @@ class CudaMover:
         """End the copies and their thread; what ended until then can still be polled. Safe twice."""
         if self._closed:
             return
+        self._pins.close()
         try:
             self._mover.drain(CLOSE_S_MAX)
         except DeviceError as error:
@@ -146,6 +151,7 @@ class Pins:
         self._required = policy == "require"
         self._settled = policy == "off"
         self._began = time.monotonic()
+        self._closed = threading.Event()
         if self._settled:
             return
         try:
@@ -155,8 +161,21 @@ class Pins:
                 raise
             self._settled = True
             logger.warning("the cache's memory is not pinned, copies are several times slower: %s", error)
+        threading.Thread(target=self._tell, name="lmcache-pin-progress", daemon=True).start()
         if self._required:
             self._wait_for_the_first()
+
+    def close(self) -> None:
+        """Tell no more."""
+        self._closed.set()
+
+    def _tell(self) -> None:
+        pool = self._pool
+        while not self._closed.wait(TELL_EVERY_S):
+            pinned = pool.pinned_bytes
+            if pool.pin_error is not None or pinned == pool.size_bytes:
+                return
+            logger.info("Host pool: %.1f of %.1f GiB are pinned", pinned / 2**30, pool.size_bytes / 2**30)
 
     def check(self) -> None:
         """Look whether pinning failed: a warning, or with `require` a DeviceError, each time."""

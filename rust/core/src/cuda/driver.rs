@@ -69,6 +69,9 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Ends an `enter`.
     fn leave(&self, previous: u64);
 
+    /// The NUMA node that is nearest to the GPU, where the machine has several.
+    fn numa_node(&self) -> Option<usize>;
+
     /// Pins host memory for all GPUs.
     ///
     /// # Safety

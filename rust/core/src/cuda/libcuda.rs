@@ -25,6 +25,7 @@ pub fn cuda_available() -> bool {
 #[derive(Debug)]
 pub(crate) struct LibCuda {
     context: sys::CUcontext,
+    numa_node: Option<usize>,
     batches: Batches,
 }
 
@@ -52,7 +53,12 @@ impl LibCuda {
             check("cuDeviceGet", sys::cuDeviceGet(&raw mut handle, ordinal))?;
             check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&raw mut context, handle))?;
         }
-        Ok(Self { context, batches: Batches::find() })
+        let mut node = -1;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID;
+        // SAFETY: the out-pointer is valid. Drivers that do not know the attribute refuse it, and the node stays -1.
+        let _ = unsafe { sys::cuDeviceGetAttribute(&raw mut node, attribute, handle) };
+        let numa_node = usize::try_from(node).ok();
+        Ok(Self { context, numa_node, batches: Batches::find() })
     }
 
     /// What kind of memory an address is in; None for what the driver does not know.
@@ -122,6 +128,10 @@ impl Driver for LibCuda {
             // SAFETY: it was current before, on this thread; null is none.
             let _ = unsafe { sys::cuCtxSetCurrent(previous) };
         }
+    }
+
+    fn numa_node(&self) -> Option<usize> {
+        self.numa_node
     }
 
     unsafe fn register(&self, start: *mut u8, len: usize) -> DriverResult<()> {

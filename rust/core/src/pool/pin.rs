@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::mapping::Mapping;
 use super::prefault::{self, PIECE_BYTES as TOUCH_BYTES};
-use super::use_every_cpu;
+use super::{prefer_node, use_every_cpu};
 use crate::cuda::{Driver, Entered};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -112,6 +112,9 @@ impl Progress {
         if let Err(fault) = self.driver.adopt_thread() {
             *self.error.lock() = Some(format!("the pool is not pinned: {fault}"));
             return;
+        }
+        if let Some(node) = self.driver.numa_node() {
+            prefer_node(node);
         }
         for start in (0..self.mapping.len()).step_by(self.piece_bytes) {
             let piece = start..self.mapping.len().min(start + self.piece_bytes);

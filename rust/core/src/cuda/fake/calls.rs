@@ -35,6 +35,10 @@ impl Driver for Fake {
         }
     }
 
+    fn numa_node(&self) -> Option<usize> {
+        Some(0)
+    }
+
     unsafe fn register(&self, start: *mut u8, len: usize) -> DriverResult<()> {
         let mut open = self.gate.lock();
         // Not for ever: a test that failed before it opened the gate must end.
