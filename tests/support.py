@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,19 @@ def require_markers(item: pytest.Item) -> None:
         lack("vLLM is not installed (make setup installs it)")
     if item.get_closest_marker("gpu") and not setup_env.has_nvidia_driver():
         pytest.skip("needs an NVIDIA GPU")
+
+
+def soak_rounds(least: int) -> Iterator[int]:
+    """Count rounds of a test that has a long form: `least` of them, or for LMCACHE_SOAK_SECONDS when that is set."""
+    seconds = os.environ.get("LMCACHE_SOAK_SECONDS")
+    if not seconds:
+        yield from range(least)
+        return
+    end = time.monotonic() + float(seconds)
+    done = 0
+    while time.monotonic() < end:
+        yield done
+        done += 1
 
 
 def lack(reason: str) -> None:

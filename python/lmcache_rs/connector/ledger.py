@@ -2,7 +2,9 @@
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lmcache_rs._core import Index, Lease, Reservation
@@ -81,8 +83,9 @@ class Ledger:
         job = StoreJob(
             next(self._ids), step, record, reservation, held, record.table, tokens, time.monotonic()
         )
+        order = StoreOrder(job.id, rows, blocks)
         self._stores[job.id] = job
-        return StoreOrder(job.id, rows, blocks)
+        return order
 
     def open_load(
         self,
@@ -116,45 +119,44 @@ class Ledger:
 
         Failed loads come first: a store of the same step may have read what they left behind.
         """
-        loads: list[LoadJob] = []
-        stores: list[StoreJob] = []
+        ended: list[int] = []
         for job_id, result in acks.jobs.items():
-            try:
-                self._merge(job_id, result, loads, stores)
-            except BaseException as error:
-                self._barrier.report("acknowledge", error)
-        failed = self._settle(loads, stores)
+            job = self._loads.get(job_id) or self._stores.get(job_id)
+            if job is None:
+                continue
+            self._survives("acknowledge", partial(job.result.merge, result))
+            if job.result.ranks >= self._ranks:
+                ended.append(job_id)
+        failed = self._end_loads([i for i in ended if i in self._loads])
+        self._end_stores([i for i in ended if i in self._stores])
         if acks.rows is not None and acks.rows < self._index.rows:
             logger.warning("a worker has room for %d rows only, %d were planned", acks.rows, self._index.rows)
             self._index.shrink(acks.rows)
         return failed
 
-    def _merge(self, job_id: int, result: JobResult, loads: list[LoadJob], stores: list[StoreJob]) -> None:
-        """Add a rank's answer to its job; one that all ranks have answered moves to `loads` or `stores`."""
-        if (load := self._loads.get(job_id)) is not None:
-            load.result.merge(result)
-            if load.result.ranks >= self._ranks:
-                loads.append(self._loads.pop(job_id))
-        elif (store := self._stores.get(job_id)) is not None:
-            store.result.merge(result)
-            if store.result.ranks >= self._ranks:
-                stores.append(store)
+    def _end_loads(self, ids: list[int]) -> list[Record]:
+        """End each of these loads. Returns the requests whose load failed."""
+        jobs = [self._loads.pop(i) for i in ids]
+        for job in jobs:
+            if not self._survives("end_load", partial(self._end_load, job)) and job.lease is not None:
+                self._survives("end_load", job.lease.release)
+        return [job.record for job in jobs if job.result.failed]
 
-    def _settle(self, loads: list[LoadJob], stores: list[StoreJob]) -> list[Record]:
-        """End each of these jobs; stores after all loads. Returns the requests whose load failed."""
-        for load in loads:
-            try:
-                self._end_load(load)
-            except BaseException as error:
-                self._barrier.report("end_load", error)
-        for store in stores:
-            self._stores.pop(store.id, None)
-            try:
-                self._end_store(store)
-            except BaseException as error:
-                # What was reserved is given up with the job.
-                self._barrier.report("end_store", error)
-        return [load.record for load in loads if load.result.failed]
+    def _end_stores(self, ids: list[int]) -> None:
+        """End each of these stores, after all loads that ended with them."""
+        for job in [self._stores.pop(i) for i in ids]:
+            self._survives("release", partial(self._release, job))
+            if not self._survives("end_store", partial(self._end_store, job)):
+                self._survives("end_store", job.reservation.abort)
+
+    def _survives(self, what: str, work: Callable[[], Any]) -> bool:
+        """Whether `work` was done; a failure is reported and concerns nobody else."""
+        try:
+            work()
+        except BaseException as error:
+            self._barrier.report(what, error)
+            return False
+        return True
 
     def orphan(self, record: Record) -> None:
         """The request gives its blocks back: those held are held for us alone from now on."""
@@ -167,17 +169,13 @@ class Ledger:
         """Release every held block now; the stores that read them are dropped when they are acknowledged."""
         for job in self._stores.values():
             job.void = True
-            try:
-                self._release(job)
-            except BaseException as error:
-                self._barrier.report("release", error)
+            self._survives("release", partial(self._release, job))
 
     def undo(self, orders: list[StoreOrder]) -> None:
         """Take back stores that no worker has seen."""
-        jobs = [job for order in orders if (job := self._stores.get(order.job)) is not None]
-        for job in jobs:
-            job.void = True
-        self._settle([], jobs)
+        for order in orders:
+            self._stores[order.job].void = True
+        self._end_stores([order.job for order in orders])
 
     @property
     def busy(self) -> bool:
@@ -194,14 +192,12 @@ class Ledger:
 
     def _end_load(self, job: LoadJob) -> None:
         job.record.loading = False
-        try:
-            if job.result.failed:
-                self._fail_load(job)
-            else:
-                self._count("load", job.record.user_id, job.result)
-        finally:
-            if job.lease is not None:
-                job.lease.release()
+        if job.result.failed:
+            self._fail_load(job)
+        else:
+            self._count("load", job.record.user_id, job.result)
+        if job.lease is not None:
+            job.lease.release()
 
     def _fail_load(self, job: LoadJob) -> None:
         self._counters.add("failed_loads")
@@ -221,7 +217,6 @@ class Ledger:
         )
 
     def _end_store(self, job: StoreJob) -> None:
-        self._release(job)
         if job.void or job.result.failed:
             if not job.void:
                 self._barrier.note_failure()

@@ -1,0 +1,160 @@
+"""Whatever fails behind a hook, by an exception or a panic of Rust: no wrong cell, no request that hangs, no leak."""
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hooked_engine import Faults, Faulty, HookedEngine, faulty
+from toy_engine import Request
+
+from lmcache_rs.copy.cpu import CpuMover
+from lmcache_rs.errors import InternalError
+from support import soak_rounds
+
+
+def prompt(seed: int, count: int) -> list[int]:
+    source = random.Random(seed)
+    return [source.randrange(1000) for _ in range(count)]
+
+
+def a_panic() -> BaseException:
+    """A real one: tiktoken, which vLLM needs, is a Rust extension that panics when a byte is not in its table."""
+    from tiktoken import _tiktoken
+
+    with pytest.raises(BaseException, match="no entry found") as caught:
+        _tiktoken.CoreBPE({b"a": 0}, {}, "a|b").encode_ordinary("b")
+    assert not isinstance(caught.value, Exception)
+    return caught.value
+
+
+@pytest.fixture(autouse=True)
+def silent() -> Iterator[None]:
+    """No records: pytest keeps them, with the frames of the exceptions in them and all that is in these."""
+    logger = logging.getLogger("lmcache_rs")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    yield
+    logger.setLevel(level)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "synchronous": {"extra": {"lmcache.save_decode_cache": True}},
+    "asynchronous": {"extra": {"lmcache.sync_load_max_size": 0, "lmcache.save_decode_cache": True}},
+    "two ranks, synchronous": {"ranks": 2},
+    "two ranks, asynchronous": {"ranks": 2, "extra": {"lmcache.sync_load_max_size": 0}},
+    "a small pool": {"rows": 24, "blocks": 48},
+}
+
+
+def life(engine: HookedEngine) -> None:
+    """Requests that store, load, share, extend, are preempted and aborted."""
+    shared = prompt(1, 26)
+    engine.run(Request("first", shared, max_tokens=6))
+    engine.run(
+        Request("again", shared, max_tokens=2),
+        Request("longer", shared + prompt(2, 21), max_tokens=3),
+        Request("other", prompt(3, 30), max_tokens=2),
+    )
+    victim = engine.add(Request("victim", shared + prompt(4, 30), max_tokens=9))
+    engine.add(Request("beside", prompt(3, 30) + prompt(5, 9), max_tokens=4))
+    engine.step()
+    if victim.request_id not in engine.done:
+        engine.abort(victim)
+    while engine.running:
+        engine.preempt(engine.running[0])
+    engine.run(Request("late", shared + prompt(2, 21) + prompt(6, 5), max_tokens=2))
+
+
+def run_with(faults: Faults, options: dict[str, Any]) -> HookedEngine:
+    def make_mover(*arguments: Any) -> Any:
+        return Faulty(CpuMover(*arguments), faults)
+
+    with faulty(faults):
+        engine = HookedEngine(make_mover=make_mover, **options)
+        faults.on = True
+        life(engine)
+        faults.on = False
+        engine.run(Request("last", prompt(1, 26) + prompt(2, 21), max_tokens=2))
+        engine.assert_idle()
+        engine.close()
+    return engine
+
+
+def places(options: dict[str, Any]) -> dict[str, int]:
+    faults = Faults()
+    engine = run_with(faults, options)
+    assert not [name for name in engine.counters.totals() if name.startswith("errors")]
+    assert engine.done["again"].cached_tokens > 0
+    return dict(faults.calls)
+
+
+def check(
+    options: dict[str, Any], place: str, nth: int, times: int, make: Callable[[], BaseException]
+) -> None:
+    faults = Faults()
+    faults.arm(place, nth, times, make)
+    try:
+        run_with(faults, options)
+    except BaseException as error:
+        raise AssertionError(f"{times} faults from call {nth} of {place} on") from error
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_fault_anywhere(variant: str) -> None:
+    for place, calls in places(VARIANTS[variant]).items():
+        for nth in sorted({0, calls // 2}):
+            check(VARIANTS[variant], place, nth, 1, RuntimeError)
+
+
+@pytest.mark.parametrize("variant", ["synchronous", "two ranks, asynchronous"])
+def test_one_panic_anywhere(variant: str) -> None:
+    for place in places(VARIANTS[variant]):
+        check(VARIANTS[variant], place, 0, 1, a_panic)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("part", ["Index.", "Lease.", "Reservation.", "Match.", "StorePlanner.", "Lookup."])
+def test_a_part_that_fails_for_good(part: str, variant: str) -> None:
+    """An index that panicked once refuses all further calls, so everything that ends a job fails."""
+    for nth in (0, 5, 25):
+        check(VARIANTS[variant], part, nth, 10**9, InternalError)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("call", ["load_now", "submit_load", "store"])
+def test_a_mover_that_takes_nothing(call: str, variant: str) -> None:
+    for nth in (0, 2):
+        check(VARIANTS[variant], f"CpuMover.{call}", nth, 10**9, InternalError)
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_interrupts_pass_every_barrier(interrupt: type[BaseException]) -> None:
+    options = VARIANTS["asynchronous"]
+    for place in places(options):
+        faults = Faults()
+        faults.arm(place, 0, 1, interrupt)
+        with pytest.raises(interrupt):
+            run_with(faults, options)
+
+
+@pytest.mark.soak
+def test_many_faults_at_random_places() -> None:
+    """Two or three faults in one life, of any kind, anywhere."""
+    known = {name: list(places(options).items()) for name, options in VARIANTS.items()}
+    for seed in soak_rounds(300):
+        source = random.Random(seed)
+        variant = source.choice(list(known))
+        chosen = source.sample(known[variant], source.choice((1, 2, 2, 3)))
+        several = [
+            (place, source.randrange(calls), 1, source.choice((RuntimeError, a_panic)))
+            for place, calls in chosen
+        ]
+        faults = Faults()
+        for one in several:
+            faults.arm(*one)
+        try:
+            run_with(faults, VARIANTS[variant])
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}: {variant}, {several}") from error
