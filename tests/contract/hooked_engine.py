@@ -1,7 +1,7 @@
 """The toy engine over the real connector's hooks, and faults that can be put anywhere behind them."""
 
 import inspect
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,13 +21,19 @@ API = VLLM_V1.api
 
 
 class HookedEngine(ToyEngine):
-    """Each call of the toy engine goes through the hook that vLLM would call."""
+    """Each call of the toy engine goes through the hook that vLLM would call.
 
-    def __init__(self, **options: Any) -> None:
+    `old`: as vLLM up to 0.29, which is told of failed asynchronous loads by their blocks.
+    `acks_late`: the workers' answers arrive so many steps later, as when vLLM's steps overlap.
+    """
+
+    def __init__(self, old: bool = False, acks_late: int = 0, **options: Any) -> None:
         super().__init__(**options)
         side = self.scheduler
         self.scheduler: Any = SchedulerHooks(side)
-        self.workers: list[Any] = [WorkerHooks(worker) for worker in self.workers]
+        hooks = OldWorkerHooks if old else WorkerHooks
+        self.workers: list[Any] = [hooks(worker, self) for worker in self.workers]
+        self.on_the_way: deque[Any] = deque([None] * acks_late)
 
         self.tainted: dict[str, Request] = {}
         """Requests whose forward read wrong cells in this step: right if vLLM is told, since it discards the result."""
@@ -43,7 +49,17 @@ class HookedEngine(ToyEngine):
     def _update(self, output: Any, bad: set[int], acks: Any) -> None:
         self.wrong += sum(bad.isdisjoint(request.table) for request in self.tainted.values())
         self.tainted.clear()
-        super()._update(output, bad, acks)
+        self.on_the_way.append(acks)
+        super()._update(output, bad, self.on_the_way.popleft())
+
+    def assert_idle(self) -> None:
+        super().assert_idle()
+        side = self.scheduler.side
+        left = [side._records, side._storing, side._late_stores, side._late_acks, side._ledger._loads]
+        left += [side._ledger._stores, side._admission._offers, side._admission._loads]
+        assert not any(left), left
+        assert (side._lookup._waiting_rows, side._held.orphans) == (0, 0)
+        assert not any(worker.side.loading for worker in self.workers)
 
     def close(self) -> None:
         for side in (*self.workers, self.scheduler):
@@ -68,6 +84,8 @@ class Hooks:
 
 
 class SchedulerHooks(Hooks):
+    """The hooks of vLLM's scheduler."""
+
     def __init__(self, side: Any) -> None:
         super().__init__(side, "scheduler")
 
@@ -95,10 +113,11 @@ class SchedulerHooks(Hooks):
 
 
 class WorkerHooks(Hooks):
-    """Binds the orders as vLLM binds its metadata, from the first hook of a step to the last."""
+    """The hooks of vLLM's worker, with the orders bound from the first hook of a step to the last, as vLLM does."""
 
-    def __init__(self, side: Any) -> None:
+    def __init__(self, side: Any, engine: HookedEngine) -> None:
         super().__init__(side, "worker")
+        self.engine = engine
 
     def begin_step(self, orders: Any) -> None:
         metadata = API.ConnectorMetadata(orders)
@@ -124,6 +143,18 @@ class WorkerHooks(Hooks):
     def take_acks(self) -> Any:
         answer = self.hooks.build_connector_worker_meta()
         return None if answer is None else answer.acks
+
+
+class OldWorkerHooks(WorkerHooks):
+    def take_received(self) -> Any:
+        _, received = self.hooks.get_finished(set())
+        self.bad = self.hooks.get_block_ids_with_load_errors()
+        loading = {i: self.engine.loading[i] for i in received or ()}
+        return set(loading), {i for i, request in loading.items() if not self.bad.isdisjoint(request.table)}
+
+    def take_bad_blocks(self) -> set[int]:
+        self.hooks.clear_connector_metadata()
+        return self.bad
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Whatever fails behind a hook, by an exception or a panic of Rust: no wrong cell, no request that hangs, no leak."""
 
+import functools
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -19,14 +20,24 @@ def prompt(seed: int, count: int) -> list[int]:
     return [source.randrange(1000) for _ in range(count)]
 
 
-def a_panic() -> BaseException:
+def panic() -> None:
     """A real one: tiktoken, which vLLM needs, is a Rust extension that panics when a byte is not in its table."""
     from tiktoken import _tiktoken
 
+    _tiktoken.CoreBPE({b"a": 0}, {}, "a|b").encode_ordinary("b")
+
+
+@functools.cache
+def panic_class() -> type[BaseException]:
     with pytest.raises(BaseException, match="no entry found") as caught:
-        _tiktoken.CoreBPE({b"a": 0}, {}, "a|b").encode_ordinary("b")
-    assert not isinstance(caught.value, Exception)
-    return caught.value
+        panic()
+    assert not issubclass(caught.type, Exception)
+    return caught.type
+
+
+def a_panic() -> BaseException:
+    """What pyo3 raises for a panic, without the lines that each real one writes."""
+    return panic_class()("on purpose")
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +56,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two ranks, synchronous": {"ranks": 2},
     "two ranks, asynchronous": {"ranks": 2, "extra": {"lmcache.sync_load_max_size": 0}},
     "a small pool": {"rows": 24, "blocks": 48},
+    "vLLM 0.29, overlapping steps": {
+        "old": True,
+        "acks_late": 2,
+        "extra": {"lmcache.sync_load_max_size": 64},
+    },
 }
 
 
@@ -96,7 +112,10 @@ def check(
     faults = Faults()
     faults.arm(place, nth, times, make)
     try:
-        run_with(faults, options)
+        counts = run_with(faults, options).counters.totals()
+        errors = {name: count for name, count in counts.items() if name.startswith("errors")}
+        # What else the barriers kept would be a toy engine that found something wrong.
+        assert times > 1 or sum(errors.values()) <= 1, errors
     except BaseException as error:
         raise AssertionError(f"{times} faults from call {nth} of {place} on") from error
 
@@ -104,28 +123,26 @@ def check(
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_fault_anywhere(variant: str) -> None:
     for place, calls in places(VARIANTS[variant]).items():
-        for nth in sorted({0, calls // 2}):
-            check(VARIANTS[variant], place, nth, 1, RuntimeError)
+        check(VARIANTS[variant], place, calls // 2, 1, RuntimeError)
 
 
-@pytest.mark.parametrize("variant", ["synchronous", "two ranks, asynchronous"])
-def test_one_panic_anywhere(variant: str) -> None:
-    for place in places(VARIANTS[variant]):
-        check(VARIANTS[variant], place, 0, 1, a_panic)
+def test_one_panic_anywhere() -> None:
+    for place in places(VARIANTS["two ranks, asynchronous"]):
+        check(VARIANTS["two ranks, asynchronous"], place, 0, 1, a_panic)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("part", ["Index.", "Lease.", "Reservation.", "Match.", "StorePlanner.", "Lookup."])
 def test_a_part_that_fails_for_good(part: str, variant: str) -> None:
     """An index that panicked once refuses all further calls, so everything that ends a job fails."""
-    for nth in (0, 5, 25):
+    for nth in (0, 7):
         check(VARIANTS[variant], part, nth, 10**9, InternalError)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("call", ["load_now", "submit_load", "store"])
 def test_a_mover_that_takes_nothing(call: str, variant: str) -> None:
-    for nth in (0, 2):
+    for nth in (1,):
         check(VARIANTS[variant], f"CpuMover.{call}", nth, 10**9, InternalError)
 
 
@@ -143,7 +160,7 @@ def test_interrupts_pass_every_barrier(interrupt: type[BaseException]) -> None:
 def test_many_faults_at_random_places() -> None:
     """Two or three faults in one life, of any kind, anywhere."""
     known = {name: list(places(options).items()) for name, options in VARIANTS.items()}
-    for seed in soak_rounds(300):
+    for seed in soak_rounds(100):
         source = random.Random(seed)
         variant = source.choice(list(known))
         chosen = source.sample(known[variant], source.choice((1, 2, 2, 3)))

@@ -27,6 +27,7 @@ from lmcache_rs.copy.cpu import CpuMover
 BLOCK = 4
 LAYERS = 2
 ROW_BYTES = LAYERS * BLOCK * 8
+WAIT_S_MAX = 60.0
 
 
 def cell(tokens: list[int], position: int, layer: int, rank: int) -> int:
@@ -173,12 +174,15 @@ class ToyEngine:
     def run(self, *requests: Request, steps: int = 300) -> None:
         for request in requests:
             self.add(request)
+        deadline = time.monotonic() + WAIT_S_MAX
         while self.waiting or self.running or self.loading:
             self.step()
-            if self.loading:
-                time.sleep(1e-3)  # copies have threads of their own
-            steps -= 1
-            assert steps > 0, "no progress: a request hangs"
+            if self.running:
+                steps -= 1
+            else:
+                time.sleep(1e-3)  # copies have threads of their own, and a lookup may ask for patience
+            assert steps > 0, "no progress: a request runs for ever"
+            assert time.monotonic() < deadline, "no progress: a request hangs"
 
     def abort(self, request: Request) -> None:
         if request in self.running:

@@ -52,6 +52,9 @@ class Admission:
                 first, end = plan.num_computed // self._block_size, plan.num_computed + tokens
                 last = -(-end // self._block_size)
                 self._order(step, record, plan, first, block_ids[first:last], end)
+        except BaseException:
+            self._lookup.forget(record)
+            raise
         finally:
             if plan is not None and not record.loading and plan.lease is not None:
                 plan.lease.release()
