@@ -203,6 +203,33 @@ class Scenario:
         for name in ("load_now", "submit_load"):
             setattr(mover, name, failing(getattr(mover, name), count))
 
+    def fault(self, side: str, call: str, panics: bool) -> None:
+        """The next call of a method behind a hook raises, or panics in Rust; failures before are forgotten."""
+        target = getattr(handle(), f"_{side}")
+        handle()._scheduler._barrier._breaker._failures.clear()
+
+        def fail(*arguments: Any, **options: Any) -> Any:
+            del vars(target)[call]
+            if not panics:
+                raise RuntimeError("injected")
+            from tiktoken import _tiktoken
+
+            _tiktoken.CoreBPE({b"a": 0}, {}, "a|b").encode_ordinary("b")
+
+        setattr(target, call, fail)
+
+    def faults_left(self) -> list[str]:
+        """Methods that were to fail and were not called."""
+        sides = (handle()._scheduler, handle()._worker)
+        named = [(name, value) for side in sides for name, value in vars(side).items()]
+        return [name for name, value in named if getattr(value, "__name__", "") == "fail"]
+
+    def pass_time(self, seconds: float) -> None:
+        """The cache that turned itself off sees so much time pass."""
+        breaker = handle()._scheduler._barrier._breaker
+        clock = breaker._clock
+        breaker._clock = lambda: clock() + seconds
+
 
 def failing(call: Any, count: int) -> Any:
     left = [count]

@@ -155,7 +155,7 @@ def test_the_breaker_opens_within_its_window_only() -> None:
 
 @pytest.mark.parametrize("extra", [{}, {"lmcache.sync_load_max_size": 0}])
 def test_a_cache_that_fails_turns_itself_off_and_on_again(extra: dict[str, Any]) -> None:
-    engine = HookedEngine(extra=extra)
+    engine = HookedEngine(extra=extra, rows=256)
     clock = engine.scheduler._barrier._breaker._clock = Clock()
     engine.run(Request("first", prompt(1, 50)))
     mover = engine.workers[0].side._mover

@@ -1,6 +1,5 @@
 """The life of requests, driven through both sides without vLLM: what is stored, found, loaded, and never mixed up."""
 
-import contextlib
 import random
 from typing import Any
 
@@ -210,31 +209,6 @@ def test_planning_that_fails_still_ends_promised_loads() -> None:
     planner.plan = plan
     engine.assert_idle()
     assert repeat.output == engine.done["first"].output
-
-
-def test_an_order_that_fails_ends_as_a_failed_load() -> None:
-    for extra in ({}, ASYNC):
-        engine = ToyEngine(extra=extra)
-        engine.run(Request("first", prompt(1, 50)))
-        open_load = engine.scheduler._ledger.open_load
-        engine.scheduler._ledger.open_load = lambda *_: 1 / 0
-        admit = engine.scheduler.admit
-        engine.scheduler.admit = swallowing(admit)
-        repeat = Request("second", prompt(1, 50))
-        engine.run(repeat, Request("beside", prompt(3, 30)))
-        engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
-        engine.assert_idle()
-        assert repeat.output == engine.done["first"].output
-
-
-def swallowing(call: Any) -> Any:
-    """The barrier of the real connector."""
-
-    def swallow(*arguments: Any) -> None:
-        with contextlib.suppress(ZeroDivisionError):
-            call(*arguments)
-
-    return swallow
 
 
 def test_clear_forgets_answers_and_rows() -> None:

@@ -120,15 +120,14 @@ class SchedulerSide:
         return tokens, asynchronous
 
     def admit(self, request: Any, block_ids: list[int], tokens: int) -> None:
-        """Blocks were allocated for `tokens` tokens of the last answer; 0: nothing of it is loaded."""
-        try:
-            record = self._records.get(request.request_id) or self.add_request(request)
-            if record.may_store:
-                self._storing[record.id] = record
-            self._admission.admit(self._step, record, block_ids, tokens)
-        except BaseException:
-            self.break_promise(request.request_id, block_ids, tokens)
-            raise
+        """Blocks were allocated for `tokens` tokens of the last answer; 0: nothing of it is loaded.
+
+        When this fails, `break_promise` must follow.
+        """
+        record = self._records.get(request.request_id) or self.add_request(request)
+        if record.may_store:
+            self._storing[record.id] = record
+        self._admission.admit(self._step, record, block_ids, tokens)
 
     def break_promise(self, request_id: str, block_ids: list[int], tokens: int) -> None:
         """What vLLM allocated blocks for and is not ordered ends as a failed load."""

@@ -89,6 +89,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         if self._worker is None:
             return set()
         try:
+            self._end_step()
             return self._worker.take_bad_blocks()
         except BaseException as error:
             self._barrier.report("get_block_ids_with_load_errors", error)

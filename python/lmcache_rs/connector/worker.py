@@ -157,9 +157,7 @@ class WorkerSide:
         if orders is self._orders:
             return
         before, self._orders = self._orders, orders
-        self._fail_rest(before.broken)
-        self._fail_rest(before.loads)
-        self._fail_rest(before.stores)
+        self._fail_rest((*before.broken, *before.loads, *before.stores))
         self._begun = set()
 
     def _begins(self, order: Order) -> bool:
