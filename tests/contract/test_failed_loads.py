@@ -209,6 +209,7 @@ def test_a_request_that_missed_a_step_is_not_stored_again() -> None:
     """Its block table has a gap then: what would be stored is other blocks under right keys."""
     engine = HookedEngine(acks_late=4, extra={"lmcache.save_decode_cache": True})
     engine.run(Request("first", prompt(1, 24)))
+    settle(engine)
     mover = failing(engine, late=True)
     victim = engine.add(Request("victim", prompt(1, 24) + prompt(2, 3), max_tokens=30))
     planner = engine.scheduler.side._planner
@@ -217,7 +218,14 @@ def test_a_request_that_missed_a_step_is_not_stored_again() -> None:
     planner.plan = plan
     mover.on = False
     engine.run()
+    settle(engine)
     again = Request("again", victim.all_token_ids)
     engine.run(again)
+    settle(engine)
     engine.assert_idle()
     assert engine.counters.totals()["dropped_stores:planning"] == 1
+
+
+def settle(engine: HookedEngine) -> None:
+    for _ in range(5):
+        engine.step()
