@@ -76,15 +76,25 @@ class Scenario:
         max_tokens: int = 8,
         params: dict[str, Any] | None = None,
         salt: str | None = None,
+        adapter: list[Any] | None = None,
     ) -> dict[str, Any]:
         requests = [
             {"prompt_token_ids": tokens_of(p)} | ({"cache_salt": salt} if salt else {}) for p in prompts
         ]
-        outputs = self.llm.generate(requests, self.sampling(max_tokens, params), use_tqdm=False)
-        return {
-            "tokens": [list(o.outputs[0].token_ids) for o in outputs],
-            "cached": [o.num_cached_tokens for o in outputs],
-        }
+        options: dict[str, Any] = {"use_tqdm": False}
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            options["lora_request"] = LoRARequest(*adapter)
+        return told(self.llm.generate(requests, self.sampling(max_tokens, params), **options))
+
+    def embed(self, seed: int, count: int) -> dict[str, Any]:
+        """Generate from random prompt embeddings of the model's size."""
+        import torch
+
+        size = self.llm.llm_engine.model_config.get_hidden_size()
+        embeds = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+        return told(self.llm.generate({"prompt_embeds": embeds}, self.sampling(8), use_tqdm=False))
 
     def first_tokens(self, prompts: list[Any]) -> dict[str, Any]:
         """One token for each prompt, and by how much its log probability is above the next best one's."""
@@ -229,6 +239,13 @@ class Scenario:
         breaker = handle()._scheduler._barrier._breaker
         clock = breaker._clock
         breaker._clock = lambda: clock() + seconds
+
+
+def told(outputs: list[Any]) -> dict[str, Any]:
+    return {
+        "tokens": [list(o.outputs[0].token_ids) for o in outputs],
+        "cached": [o.num_cached_tokens for o in outputs],
+    }
 
 
 def failing(call: Any, count: int) -> Any:
