@@ -43,6 +43,8 @@ class Scenario:
         self.llm = LLM(model=model, **(options | llm))
         self.ids = 0
         self.preempted = 0
+        self.layers_joined = 0
+        self.joined_early = 0
         self._count_preemptions()
 
     def _count_preemptions(self) -> None:
@@ -206,6 +208,39 @@ class Scenario:
         rows = numpy.from_dlpack(worker_side()._mover._pool)
         used = int(handle().stats()["rows"] - handle().stats()["free"]) // 2 * 2
         rows[:used] = numpy.roll(rows[:used], used // 2, axis=0)
+
+    def tell_loads_early(self) -> None:
+        """From now on vLLM is told of asynchronous loads as soon as they began; `early_joins` counts the waits."""
+        worker = worker_side()
+        worker._pace.lead = lambda: 1.0
+        worker._mover.settle_loads = lambda _seconds: list(worker._async_loads)
+        join = worker._mover.join_load
+
+        def counting(job: int, layer: int | None = None) -> None:
+            self.joined_early += job in worker._early
+            join(job, layer)
+
+        worker._mover.join_load = counting
+
+    def early_joins(self) -> int:
+        return self.joined_early
+
+    def load_by_layers(self) -> None:
+        """From now on synchronous loads of any size come by layers; `layer_joins` counts what the forward waits for."""
+        import dataclasses
+
+        lookup, mover = handle()._scheduler._lookup, worker_side()._mover
+        lookup._rules = dataclasses.replace(lookup._rules, layered_bytes_min=1)
+        join = mover.join_load
+
+        def counting(job: int, layer: int | None = None) -> None:
+            self.layers_joined += layer is not None
+            join(job, layer)
+
+        mover.join_load = counting
+
+    def layer_joins(self) -> int:
+        return self.layers_joined
 
     def fail_loads(self, count: int) -> None:
         """The next `count` loads raise in the mover."""

@@ -30,19 +30,6 @@ def require_markers(item: pytest.Item) -> None:
         pytest.skip("needs an NVIDIA GPU")
 
 
-def soak_rounds(least: int) -> Iterator[int]:
-    """Count rounds of a test that has a long form: `least` of them, or for LMCACHE_SOAK_SECONDS when that is set."""
-    seconds = os.environ.get("LMCACHE_SOAK_SECONDS")
-    if not seconds:
-        yield from range(least)
-        return
-    end = time.monotonic() + float(seconds)
-    done = 0
-    while time.monotonic() < end:
-        yield done
-        done += 1
-
-
 def lack(reason: str) -> None:
     """Something that CI must have is missing."""
     if IN_CI:
@@ -118,3 +105,24 @@ def end_session(process: subprocess.Popen[str]) -> None:
     """Kill a process and all its children: vLLM's engine processes outlive a killed parent."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+class Soak:
+    """Repeats what a test does: a few times in CI, for LMCACHE_SOAK_SECONDS under `make soak`; counts how often.
+
+    Round numbers are seeds. They begin at LMCACHE_SOAK_SEED (default 0), so that a round that failed can be repeated.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = float(os.environ.get("LMCACHE_SOAK_SECONDS", "0"))
+        self.seed = int(os.environ.get("LMCACHE_SOAK_SEED", "0"))
+        self.what = "rounds"
+        self.count = 0
+
+    def rounds(self, short: int, what: str = "rounds") -> Iterator[int]:
+        """The numbers of `short` rounds, or of as many as the time allows. `what`: what a round is, in the plural."""
+        self.what = what
+        deadline = time.monotonic() + self.seconds
+        while time.monotonic() < deadline if self.seconds else self.count < short:
+            yield self.seed + self.count
+            self.count += 1

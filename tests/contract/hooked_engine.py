@@ -106,7 +106,14 @@ class SchedulerHooks(Hooks):
         return self.hooks.build_connector_meta(scheduled).orders
 
     def acknowledge(self, acks: Any) -> None:
-        self.hooks.update_connector_output(SimpleNamespace(kv_connector_worker_meta=API.WorkerMetadata(acks)))
+        self._output(API.WorkerMetadata(acks), None)
+
+    def received(self, request_ids: list[str]) -> None:
+        self._output(None, set(request_ids))
+
+    def _output(self, answer: Any, received: set[str] | None) -> None:
+        output = SimpleNamespace(kv_connector_worker_meta=answer, finished_recving=received)
+        self.hooks.update_connector_output(output)
 
     def finish_request(self, request: Any, block_ids: list[int]) -> None:
         assert self.hooks.request_finished_all_groups(request, (block_ids,)) == (False, None)
@@ -234,6 +241,8 @@ UNTOUCHED = {
     "_end_loads",
     "_end_stores",
     "_survives",
+    "_close_load",
+    "_close_store",
     # What is called when something has failed: a second fault at once is not looked at.
     "break_promise",
     "open_broken",

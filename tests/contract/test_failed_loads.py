@@ -32,8 +32,8 @@ class Failing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._mover, name)
 
-    def load_now(self, *job: Any) -> None:
-        self._load(self._mover.load_now, *job)
+    def load_now(self, job: int, rows: Any, blocks: Any, by_layers: bool) -> None:
+        self._load(self._mover.load_now, job, rows, blocks)
 
     def submit_load(self, *job: Any) -> None:
         self._load(self._mover.submit_load, *job)
@@ -128,6 +128,9 @@ class Stuck:
     def submit_load(self, *_: Any) -> None:
         pass
 
+    def settle_loads(self, _: float) -> list[int]:
+        return []
+
     def poll(self) -> list[tuple[int, int, float]]:
         ended, self.ended = self.ended, []
         return ended
@@ -156,7 +159,11 @@ def test_closing_never_gives_up_blocks_that_a_copy_can_still_write() -> None:
     # A mover that did end everything lets the side fail what is left.
     settled = HookedEngine(**ENGINES["asynchronous"])
     settled.workers[0].side._mover = SimpleNamespace(
-        submit_load=stuck.submit_load, poll=stuck.poll, close=lambda: True, rows=64
+        submit_load=stuck.submit_load,
+        settle_loads=stuck.settle_loads,
+        poll=stuck.poll,
+        close=lambda: True,
+        rows=64,
     )
     settled.workers[0].side.begin_step(engine_orders(job, table))
     settled.workers[0].hooks.shutdown()

@@ -12,7 +12,7 @@ from toy_engine import Request
 
 from lmcache_rs.copy.cpu import CpuMover
 from lmcache_rs.errors import InternalError
-from support import soak_rounds
+from support import Soak
 
 
 def prompt(seed: int, count: int) -> list[int]:
@@ -152,15 +152,18 @@ def test_interrupts_pass_every_barrier(interrupt: type[BaseException]) -> None:
     for place in places(options):
         faults = Faults()
         faults.arm(place, 0, 1, interrupt)
-        with pytest.raises(interrupt):
+        try:
             run_with(faults, options)
+        except interrupt:
+            continue
+        assert not faults.calls[place], "copies end when they do, so some calls are not made each time"
 
 
 @pytest.mark.soak
-def test_many_faults_at_random_places() -> None:
+def test_many_faults_at_random_places(soak: Soak) -> None:
     """Two or three faults in one life, of any kind, anywhere."""
     known = {name: list(places(options).items()) for name, options in VARIANTS.items()}
-    for seed in soak_rounds(100):
+    for seed in soak.rounds(100, "lives"):
         source = random.Random(seed)
         variant = source.choice(list(known))
         chosen = source.sample(known[variant], source.choice((1, 2, 2, 3)))

@@ -21,17 +21,21 @@ def look(
     device: str = "cpu",
     pool: int = 1 << 20,
     hashes: Any = None,
-    cuda: bool = False,
+    speculative: Any = None,
     **sizes: int,
 ) -> Geometry | Declined:
     groups = [SimpleNamespace(kv_cache_spec=spec, layer_names=["a", "b"]) for spec in specs]
     cache = SimpleNamespace(kv_cache_groups=groups, num_blocks=10, hash_block_size=hashes)
     parallel = SimpleNamespace(world_size=2, **sizes)
-    return inspect(SimpleNamespace(parallel_config=parallel), cache, device, pool, cuda)
+    config = SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
+    return inspect(config, cache, device, pool)
 
 
 def test_what_is_served() -> None:
-    assert look() == Geometry(16, 8192, 128, ("a", "b"), 10, 2, "cpu", 2)
+    assert look() == Geometry(16, 8192, 128, ("a", "b"), 10, 2, "cpu", 2, drafts=False)
+    assert look(device="cuda", speculative=object()) == Geometry(
+        16, 8192, 128, ("a", "b"), 10, 2, "cuda", 2, drafts=True
+    )
 
 
 def test_engines_of_one_host_share_its_memory() -> None:
@@ -45,7 +49,6 @@ def test_engines_of_one_host_share_its_memory() -> None:
     [
         ({"pool": 0}, "local_cpu", "local_cpu is off"),
         ({"pool": 8191}, "pool_too_small", "one block of KV needs 8192"),
-        ({"device": "cuda"}, "cuda", "LMCACHE_EXPERIMENTAL_CUDA=1"),
         ({"device": "rocm"}, "device", "'rocm' is not supported"),
         ({"decode_context_parallel_size": 2}, "context_parallel", "context parallelism"),
         ({"prefill_context_parallel_size": 2}, "context_parallel", "context parallelism"),

@@ -18,7 +18,7 @@ from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.stats import Counters
 
 BLOCKS = SimpleNamespace(get_block_ids=lambda: ([1, 2],))
-ANSWER = SimpleNamespace(kv_connector_worker_meta=API.WorkerMetadata(WorkerAcks()))
+ANSWER = SimpleNamespace(kv_connector_worker_meta=API.WorkerMetadata(WorkerAcks()), finished_recving={"r"})
 NO_RESULTS = API.KVConnectorTransferResults(finished_recving=set(), failed_recving=set())
 HOOKS: dict[str, tuple[tuple[Any, ...], Any]] = {
     "bind_gpu_block_pool": ((None,), None),
@@ -41,6 +41,7 @@ HOOKS: dict[str, tuple[tuple[Any, ...], Any]] = {
     "start_load_kv": ((None,), None),
     "update_connector_output": ((ANSWER,), None),
     "update_state_after_alloc": ((Request("r", [1]), BLOCKS, 1), None),
+    "wait_for_layer_load": (("layer",), None),
     "wait_for_save": ((), None),
 }
 NOTHING_TO_FAIL = {
@@ -49,7 +50,6 @@ NOTHING_TO_FAIL = {
     "requires_kv_delivery",
     "save_kv_layer",
     "set_xfer_handshake_metadata_pp_aware",
-    "wait_for_layer_load",
 }
 
 
@@ -164,6 +164,8 @@ def test_a_cache_that_fails_turns_itself_off_and_on_again(extra: dict[str, Any])
         load_now=lambda *job: tried.append(job) or 1 / 0,
         submit_load=lambda *job: tried.append(job) or 1 / 0,
         store=mover.store,
+        join_load=mover.join_load,
+        settle_loads=mover.settle_loads,
         poll=mover.poll,
         rows=mover.rows,
     )
@@ -236,7 +238,7 @@ def test_without_vllms_block_pool_nothing_is_stored() -> None:
 
 def test_a_rank_without_memory_leaves_the_engine_without_cache() -> None:
     engine = HookedEngine(ranks=2)
-    engine.workers[1].side.attach(None)
+    engine.workers[1].side.attach(None, {})
     for i in range(3):
         request = Request(f"r{i}", prompt(1, 50))
         engine.run(request)

@@ -19,7 +19,9 @@ from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
-from lmcache_rs.connector.scheduler import PlanningError, Roles, SchedulerSide
+from lmcache_rs.connector.pace import Pace
+from lmcache_rs.connector.rules import Roles
+from lmcache_rs.connector.scheduler import PlanningError, SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.worker import WorkerSide
 from lmcache_rs.copy.cpu import CpuMover
@@ -27,12 +29,15 @@ from lmcache_rs.copy.cpu import CpuMover
 BLOCK = 4
 LAYERS = 2
 ROW_BYTES = LAYERS * BLOCK * 8
-WAIT_S_MAX = 60.0
 
 
 def cell(tokens: list[int], position: int, layer: int, rank: int) -> int:
     digest = hashlib.blake2b(repr((tokens[: position + 1], layer, rank)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+LOAD_S_MAX = 60.0
+"""Copies that nobody else computes beside end within this time."""
 
 
 @dataclass
@@ -149,8 +154,9 @@ class ToyEngine:
         self.kv = [[np.zeros((blocks, BLOCK), np.uint64) for _ in range(LAYERS)] for _ in range(ranks)]
         self.workers: list[WorkerSide] = []
         for tensors in self.kv:
-            worker = WorkerSide(Barrier(self.counters.add))
-            worker.attach(make_mover(HostPool(rows * 4096, ROW_BYTES, 0), tensors, blocks, 1))
+            worker = WorkerSide(Barrier(self.counters.add), Pace(1))
+            layers = {name: number for number, name in enumerate(names)}
+            worker.attach(make_mover(HostPool(rows * 4096, ROW_BYTES, 0), tensors, blocks, 1), layers)
             self.workers.append(worker)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
@@ -174,15 +180,15 @@ class ToyEngine:
     def run(self, *requests: Request, steps: int = 300) -> None:
         for request in requests:
             self.add(request)
-        deadline = time.monotonic() + WAIT_S_MAX
+        deadline = time.monotonic() + LOAD_S_MAX
         while self.waiting or self.running or self.loading:
             self.step()
-            if self.running:
-                steps -= 1
+            if self.loading and not self.running:
+                time.sleep(1e-3)  # copies have threads of their own, and may have to wait for a core
+                assert time.monotonic() < deadline, "a load hangs"
             else:
-                time.sleep(1e-3)  # copies have threads of their own, and a lookup may ask for patience
-            assert steps > 0, "no progress: a request runs for ever"
-            assert time.monotonic() < deadline, "no progress: a request hangs"
+                steps -= 1
+            assert steps > 0, "no progress: a request hangs"
 
     def abort(self, request: Request) -> None:
         if request in self.running:
@@ -326,6 +332,7 @@ class ToyEngine:
         for request_id, ranks in list(self.received.items()):
             if ranks == len(self.workers):
                 del self.received[request_id]
+                self.scheduler.received([request_id])
                 self._end_load(self.loading.pop(request_id))
 
     def _end_load(self, request: Request) -> None:

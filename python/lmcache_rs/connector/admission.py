@@ -44,6 +44,8 @@ class Admission:
     def admit(self, step: int, record: Record, block_ids: list[int], tokens: int) -> None:
         """Order the load of `tokens` tokens into the request's new blocks; 0: nothing is loaded."""
         plan = record.plan
+        record.awaits_load = tokens > 0 and plan is not None and plan.asynchronous
+        ordered = False
         try:
             self._lookup.admit(record)
             if tokens:
@@ -52,11 +54,12 @@ class Admission:
                 first, end = plan.num_computed // self._block_size, plan.num_computed + tokens
                 last = -(-end // self._block_size)
                 self._order(step, record, plan, first, block_ids[first:last], end)
+                ordered = True
         except BaseException:
             self._lookup.forget(record)
             raise
         finally:
-            if plan is not None and not record.loading and plan.lease is not None:
+            if plan is not None and not ordered and plan.lease is not None:
                 plan.lease.release()
 
     def break_promise(self, step: int, request_id: str, block_ids: list[int], tokens: int) -> None:
@@ -85,6 +88,8 @@ class Admission:
         blocks = np.array(block_ids, dtype=np.uint32)
         real = blocks != NULL_BLOCK
         pair = (np.ascontiguousarray(rows[real]), blocks[real])
-        order = self._ledger.open_load(step, record, lease, first, pair, end_tokens, plan.asynchronous)
+        order = self._ledger.open_load(
+            step, record, lease, first, pair, end_tokens, plan.asynchronous, plan.by_layers
+        )
         self._offers.pop(record.id, None)
         self._loads.append(order)

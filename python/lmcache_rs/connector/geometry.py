@@ -28,6 +28,8 @@ class Geometry:
     """What vLLM's KV lies on: "cpu" or "cuda"."""
     ranks_on_host: int
     """Workers that share this machine's memory, those of other data-parallel engines included."""
+    drafts: bool = False
+    """Steps may write KV after their forward: a speculative model drafts tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +40,12 @@ class Declined:
     message: str
 
 
-def inspect(
-    vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes: int, cuda: bool
-) -> Geometry | Declined:
+def inspect(vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes: int) -> Geometry | Declined:
     """Read the geometry from vLLM's configuration, or say what is not supported. `pool_bytes`: 0 is no RAM tier."""
     parallel = vllm_config.parallel_config
     groups = kv_cache_config.kv_cache_groups
     if not pool_bytes:
         return Declined("local_cpu", "local_cpu is off, and no other tier is supported yet")
-    if device_type == "cuda" and not cuda:
-        message = (
-            "KV on NVIDIA GPUs is not proven right yet; LMCACHE_EXPERIMENTAL_CUDA=1 tries it all the same"
-        )
-        return Declined("cuda", message)
     if device_type not in ("cpu", "cuda"):
         return Declined("device", f"KV on {device_type!r} is not supported yet")
     contexts = (
@@ -86,4 +81,5 @@ def inspect(
         ranks=parallel.world_size,
         device=device_type,
         ranks_on_host=parallel.world_size * getattr(parallel, "data_parallel_size_local", 1),
+        drafts=getattr(vllm_config, "speculative_config", None) is not None,
     )

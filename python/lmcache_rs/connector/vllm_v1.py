@@ -39,20 +39,26 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         """Map the host memory and meet vLLM's KV tensors."""
         self._sides.register_kv_caches(kv_caches)
 
-    @guard(lambda: None)
+    @guard(lambda: None, repair=lambda self, metadata: self._begin_step(metadata))
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         """The first hook of every step that sees its orders: asynchronous loads start here."""
-        if self._worker is not None and isinstance(kv_connector_metadata, api.ConnectorMetadata):
-            self._worker.begin_step(kv_connector_metadata.orders)
+        self._begin_step(kv_connector_metadata)
+
+    def _begin_step(self, metadata: Any) -> None:
+        if self._worker is not None and isinstance(metadata, api.ConnectorMetadata):
+            self._worker.begin_step(metadata.orders)
 
     @guard(lambda: None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward when the step has synchronous loads, otherwise after it."""
         if self._worker is not None and (orders := self._orders()) is not None:
-            self._worker.before_forward(orders)
+            self._worker.before_forward(orders, api.waits_for_layers(forward_context))
 
+    @guard(lambda: None)
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing: a step's loads are ordered before its whole forward."""
+        """The forward reads this layer next."""
+        if self._worker is not None:
+            self._worker.before_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         """Nothing: blocks are stored whole, after the forward."""
@@ -156,14 +162,22 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: None, repair=lambda self, output: self._acknowledge_later(output))
     def update_connector_output(self, connector_output: Any) -> None:
         """The workers' answers of a step."""
+        if self._scheduler is None:
+            return
         answer = connector_output.kv_connector_worker_meta
-        if self._scheduler is not None and isinstance(answer, api.WorkerMetadata):
+        if isinstance(answer, api.WorkerMetadata):
             self._scheduler.acknowledge(answer.acks)
+        if connector_output.finished_recving:
+            self._scheduler.received(connector_output.finished_recving)
 
     def _acknowledge_later(self, connector_output: Any) -> None:
         answer = connector_output.kv_connector_worker_meta
-        if self._scheduler is not None and isinstance(answer, api.WorkerMetadata):
+        if self._scheduler is None:
+            return
+        if isinstance(answer, api.WorkerMetadata):
             self._scheduler.acknowledge_later(answer.acks)
+        if connector_output.finished_recving:
+            self._scheduler.received(connector_output.finished_recving)
 
     @guard(lambda: (False, None), repair=lambda self, request, _: self._drop_request(request))
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
