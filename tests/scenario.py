@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Any
 
+from scenario_damage import Damage, handle, worker_side
+
 VOCABULARY = 4096
 
 
@@ -21,7 +23,7 @@ def tokens_of(pieces: list[list[int]]) -> list[int]:
     return tokens
 
 
-class Scenario:
+class Scenario(Damage):
     def __init__(self, model: str, llm: dict[str, Any], connector: dict[str, Any] | None) -> None:
         from vllm import LLM
         from vllm.config import KVTransferConfig
@@ -78,15 +80,25 @@ class Scenario:
         max_tokens: int = 8,
         params: dict[str, Any] | None = None,
         salt: str | None = None,
+        adapter: list[Any] | None = None,
     ) -> dict[str, Any]:
         requests = [
             {"prompt_token_ids": tokens_of(p)} | ({"cache_salt": salt} if salt else {}) for p in prompts
         ]
-        outputs = self.llm.generate(requests, self.sampling(max_tokens, params), use_tqdm=False)
-        return {
-            "tokens": [list(o.outputs[0].token_ids) for o in outputs],
-            "cached": [o.num_cached_tokens for o in outputs],
-        }
+        options: dict[str, Any] = {"use_tqdm": False}
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            options["lora_request"] = LoRARequest(*adapter)
+        return told(self.llm.generate(requests, self.sampling(max_tokens, params), **options))
+
+    def embed(self, seed: int, count: int) -> dict[str, Any]:
+        """Generate from random prompt embeddings of the model's size."""
+        import torch
+
+        size = self.llm.llm_engine.model_config.get_hidden_size()
+        embeds = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+        return told(self.llm.generate({"prompt_embeds": embeds}, self.sampling(8), use_tqdm=False))
 
     def first_tokens(self, prompts: list[Any]) -> dict[str, Any]:
         """One token for each prompt, and by how much its log probability is above the next best one's."""
@@ -178,27 +190,6 @@ class Scenario:
     def preemptions(self) -> int:
         return self.preempted
 
-    def swap_layers(self) -> None:
-        """Negative control: every stored row now has its layers' KV in another order.
-
-        Rows exchanged within a prompt would not do: keys carry their own positions, so attention hardly sees it.
-        """
-        import numpy
-
-        rows = numpy.from_dlpack(worker_side()._mover._pool)
-        stats, layers = handle().stats(), self.llm.llm_engine.model_config.hf_config.num_hidden_layers
-        used = int(stats["rows"] - stats["free"])
-        row_bytes = worker_side()._mover._pool.row_bytes
-        rows[:used, :row_bytes] = numpy.roll(rows[:used, :row_bytes], row_bytes // layers, axis=1)
-
-    def swap_prompts(self) -> None:
-        """Negative control: the first half of the stored rows changes places with the second."""
-        import numpy
-
-        rows = numpy.from_dlpack(worker_side()._mover._pool)
-        used = int(handle().stats()["rows"] - handle().stats()["free"]) // 2 * 2
-        rows[:used] = numpy.roll(rows[:used], used // 2, axis=0)
-
     def tell_loads_early(self) -> None:
         """From now on vLLM is told of asynchronous loads as soon as they began; `early_loads` counts them."""
         worker = worker_side()
@@ -230,23 +221,12 @@ class Scenario:
     def layer_joins(self) -> int:
         return self.layers_joined
 
-    def fail_loads(self, count: int) -> None:
-        """The next `count` loads raise in the mover."""
-        mover = worker_side()._mover
-        for name in ("load_now", "submit_load"):
-            setattr(mover, name, failing(getattr(mover, name), count))
 
-
-def failing(call: Any, count: int) -> Any:
-    left = [count]
-
-    def wrapped(*arguments: Any) -> Any:
-        if left[0] > 0:
-            left[0] -= 1
-            raise RuntimeError("injected")
-        return call(*arguments)
-
-    return wrapped
+def told(outputs: list[Any]) -> dict[str, Any]:
+    return {
+        "tokens": [list(o.outputs[0].token_ids) for o in outputs],
+        "cached": [o.num_cached_tokens for o in outputs],
+    }
 
 
 def hold_completions() -> Any:
@@ -259,17 +239,6 @@ def hold_completions() -> Any:
         mover.poll = poll
 
     return release
-
-
-def handle() -> Any:
-    from lmcache_rs.builder import LMCacheEngineBuilder
-    from lmcache_rs.integration.vllm.utils import ENGINE_NAME
-
-    return LMCacheEngineBuilder.get(ENGINE_NAME)
-
-
-def worker_side() -> Any:
-    return handle()._worker if handle() is not None else None
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """vLLM's asynchronous scheduler in small: prefix cache, steps in flight, preemptions, loads that fail, late answers."""
 
-import contextlib
 import dataclasses
 from collections import Counter, deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from toy_prompts import Prompt, tail_hash
 from toy_queues import Queues
 
 from lmcache_rs.config import load_config
+from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.rules import Roles
 from lmcache_rs.connector.scheduler import PlanningError, SchedulerSide
@@ -31,7 +31,8 @@ class RandomEngine(Queues):
         geometry = Geometry(BLOCK, size, shape.rows, ("l",), shape.blocks, shape.ranks, "cpu", shape.ranks)
         config = load_config(shape.extra, environ={})
         roles = Roles(may_store=True, may_load=True)
-        side = SchedulerSide(config, geometry, roles, "sha256", tail_hash, self.counters)
+        barrier = Barrier(self.counters.add)
+        side = SchedulerSide(config, geometry, roles, "sha256", tail_hash, self.counters, barrier)
         super().__init__(shape, side, CachingPool(shape.blocks, shape.caches, source))
         self.source = source
         self.ranks = Ranks(shape, source, self.counters.add, lambda i: self.pool.blocks[i].ref_cnt > 0)
@@ -173,8 +174,10 @@ class RandomEngine(Queues):
                     self._free_one_that_waits(request)
                 break
             self.waiting.remove(request)
-            with contextlib.suppress(RuntimeError):  # as the connector's barrier does
+            try:
                 self.scheduler.admit(request, list(request.table), tokens)
+            except RuntimeError:  # as the connector's barrier does
+                self.scheduler.break_promise(request.request_id, list(request.table), tokens)
             request.num_computed_tokens = total
             request.loaded_end = total if tokens else request.loaded_end
             if asynchronous:

@@ -1,6 +1,5 @@
 """The life of requests, driven through both sides without vLLM: what is stored, found, loaded, and never mixed up."""
 
-import contextlib
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -220,7 +219,7 @@ def test_an_order_that_fails_ends_as_a_failed_load() -> None:
         open_load = engine.scheduler._ledger.open_load
         engine.scheduler._ledger.open_load = lambda *_: 1 / 0
         admit = engine.scheduler.admit
-        engine.scheduler.admit = swallowing(admit)
+        engine.scheduler.admit = swallowing(engine.scheduler)
         repeat = Request("second", prompt(1, 50))
         engine.run(repeat, Request("beside", prompt(3, 30)))
         engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
@@ -233,7 +232,7 @@ def test_what_is_computed_on_a_load_that_was_not_ordered_is_not_kept() -> None:
     engine.run(Request("first", prompt(1, 40)))
     open_load, admit = engine.scheduler._ledger.open_load, engine.scheduler.admit
     engine.scheduler._ledger.open_load = lambda *_: 1 / 0
-    engine.scheduler.admit = swallowing(admit)
+    engine.scheduler.admit = swallowing(engine.scheduler)
     engine.run(Request("second", prompt(1, 40) + prompt(2, 16)))
     engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
     third = Request("third", prompt(1, 40) + prompt(2, 16))
@@ -242,12 +241,15 @@ def test_what_is_computed_on_a_load_that_was_not_ordered_is_not_kept() -> None:
     assert third.cached_tokens >= 40
 
 
-def swallowing(call: Any) -> Any:
-    """The barrier of the real connector."""
+def swallowing(scheduler: Any) -> Any:
+    """`admit` behind the barrier of the real connector."""
+    admit = scheduler.admit
 
-    def swallow(*arguments: Any) -> None:
-        with contextlib.suppress(ZeroDivisionError):
-            call(*arguments)
+    def swallow(request: Request, block_ids: list[int], tokens: int) -> None:
+        try:
+            admit(request, block_ids, tokens)
+        except ZeroDivisionError:
+            scheduler.break_promise(request.request_id, block_ids, tokens)
 
     return swallow
 
@@ -310,7 +312,7 @@ def test_blocks_in_flight_are_waited_for_within_the_limit() -> None:
 def test_held_blocks_of_requests_that_have_gone_are_bounded() -> None:
     """Stores that are never acknowledged hold half of vLLM's pool at most; the others are dropped and counted."""
     engine = ToyEngine(blocks=41, rows=64)
-    engine.workers[0].after_forward = lambda _orders: None
+    engine.workers[0]._mover.store = lambda *_: None
     for i in range(8):
         engine.run(Request(f"r{i}", prompt(i, 16)))
     held = engine.pool.num_gpu_blocks - 1 - len(engine.pool.free)

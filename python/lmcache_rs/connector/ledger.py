@@ -2,15 +2,22 @@
 
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
-
 from lmcache_rs._core import Index, Lease, Reservation
+from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.holds import HeldBlocks
-from lmcache_rs.connector.orders import JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
+from lmcache_rs.connector.orders import (
+    BrokenLoad,
+    JobResult,
+    LoadOrder,
+    Numbers,
+    StoreOrder,
+    WorkerAcks,
+)
 from lmcache_rs.connector.requests import Record
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.log import init_logger
@@ -63,9 +70,15 @@ class LoadJob:
 
 
 class Ledger:
-    """Opens jobs, collects what the ranks say, and ends each job exactly once."""
+    """Opens jobs, collects what the ranks say, and ends each job exactly once.
 
-    def __init__(self, index: Index, held: HeldBlocks, ranks: int, counters: Counters) -> None:
+    Each job ends by itself: one that cannot be ended as it should leaves the others as they are.
+    """
+
+    def __init__(
+        self, index: Index, held: HeldBlocks, ranks: int, counters: Counters, barrier: Barrier
+    ) -> None:
+        self._barrier = barrier
         self._index = index
         self._held = held
         self._ranks = ranks
@@ -83,8 +96,9 @@ class Ledger:
         job = StoreJob(
             next(self._ids), step, record, reservation, held, record.table, tokens, time.monotonic()
         )
+        order = StoreOrder(job.id, rows, blocks)
         self._stores[job.id] = job
-        return StoreOrder(job.id, rows, blocks)
+        return order
 
     def open_load(
         self,
@@ -102,9 +116,10 @@ class Ledger:
         held = self._held.hold(blocks.tolist()) if asynchronous and self._held.bound else []
         number, now = next(self._ids), time.monotonic()
         job = LoadJob(number, step, record, lease, first, blocks, held, end_tokens, asynchronous, now)
+        opened = LoadOrder(job.id, record.id, rows, blocks, asynchronous, bool(held), by_layers)
         self._loads[job.id] = job
         record.loading = True
-        return LoadOrder(job.id, record.id, rows, blocks, asynchronous, bool(held), by_layers)
+        return opened
 
     def received(self, request_ids: Iterable[str]) -> None:
         """Every rank told vLLM that these requests' loads have ended: readers join those that have not quite."""
@@ -120,15 +135,14 @@ class Ledger:
         return joins
 
     def open_broken(
-        self, step: int, record: Record, block_ids: list[int], end_tokens: int, asynchronous: bool
-    ) -> int:
+        self, step: int, record: Record, blocks: Numbers, end_tokens: int, asynchronous: bool
+    ) -> BrokenLoad:
         """A load that was promised and is not ordered: fails like one, so that stores that read its blocks are void."""
         number, now = next(self._ids), time.monotonic()
-        blocks = np.array(block_ids, dtype=np.uint32)
         job = LoadJob(number, step, record, None, 0, blocks, [], end_tokens, asynchronous, now)
         self._loads[job.id] = job
         record.loading = True
-        return job.id
+        return BrokenLoad(job.id, record.id, blocks, asynchronous)
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """Take the ranks' answers.
@@ -139,17 +153,38 @@ class Ledger:
         for job_id, result in acks.jobs.items():
             job = self._loads.get(job_id) or self._stores.get(job_id)
             if job is not None:
-                job.result.merge(result)
+                self._survives("acknowledge", partial(job.result.merge, result))
         for job_id in acks.jobs:
             load = self._loads.get(job_id)
             if load is not None and load.result.ranks >= self._ranks:
-                self._end_load(load)
+                self._close_load(load)
         for store in list(self._stores.values()):
             if store.result.ranks >= self._ranks and not self._may_become_void(store):
-                self._end_store(store)
+                self._close_store(store)
         if acks.rows is not None and acks.rows < self._index.rows:
             logger.warning("a worker has room for %d rows only, %d were planned", acks.rows, self._index.rows)
             self._index.shrink(acks.rows)
+
+    def _close_load(self, job: LoadJob) -> None:
+        del self._loads[job.id]
+        if not self._survives("end_load", partial(self._end_load, job)) and job.lease is not None:
+            self._survives("end_load", job.lease.release)
+        self._survives("release", partial(self._release, job))
+
+    def _close_store(self, job: StoreJob) -> None:
+        del self._stores[job.id]
+        self._survives("release", partial(self._release, job))
+        if not self._survives("end_store", partial(self._end_store, job)):
+            self._survives("end_store", job.reservation.abort)
+
+    def _survives(self, what: str, work: Callable[[], Any]) -> bool:
+        """Whether `work` was done; a failure is reported and concerns nobody else."""
+        try:
+            work()
+        except BaseException as error:
+            self._barrier.report(what, error)
+            return False
+        return True
 
     def orphan(self, record: Record) -> None:
         """The request gives its blocks back: those held are held for us alone from now on."""
@@ -166,15 +201,14 @@ class Ledger:
         """
         for job in self._stores.values():
             job.void = True
-            self._release(job)
+            self._survives("release", partial(self._release, job))
 
     def undo(self, orders: list[StoreOrder]) -> None:
         """Take back stores that no worker has seen."""
         for order in orders:
-            job = self._stores.get(order.job)
-            if job is not None:
-                job.void = True
-                self._end_store(job)
+            job = self._stores[order.job]
+            job.void = True
+            self._close_store(job)
 
     @property
     def busy(self) -> bool:
@@ -207,34 +241,35 @@ class Ledger:
         )
 
     def _end_load(self, job: LoadJob) -> None:
-        del self._loads[job.id]
         job.record.loading = False
-        result = job.result
-        if result.failed:
-            self._counters.add("failed_loads")
-            job.record.failures += 1
-            job.record.offer_below = job.end_tokens
-            removed = job.lease.discard(job.first) if job.lease is not None else 0
-            bad = set(job.blocks.tolist())
-            for store in self._stores.values():
-                if store.step >= job.step and not bad.isdisjoint(store.table):
-                    store.void = True
-            logger.warning(
-                "Loading KV cache for request %s failed: its %d blocks are computed again, %d rows are forgotten",
-                job.record.user_id,
-                len(job.blocks),
-                removed,
-            )
+        if job.result.failed:
+            self._fail_load(job)
         else:
-            self._count("load", job.record.user_id, result)
+            self._count("load", job.record.user_id, job.result)
         if job.lease is not None:
             job.lease.release()
-        self._release(job)
+
+    def _fail_load(self, job: LoadJob) -> None:
+        self._counters.add("failed_loads")
+        self._barrier.note_failure()
+        job.record.failures += 1
+        job.record.offer_below = job.end_tokens
+        bad = set(job.blocks.tolist())
+        for store in self._stores.values():
+            if store.step >= job.step and not bad.isdisjoint(store.table):
+                store.void = True
+        removed = job.lease.discard(job.first) if job.lease is not None else 0
+        logger.warning(
+            "Loading KV cache for request %s failed: its %d blocks are computed again, %d rows are forgotten",
+            job.record.user_id,
+            len(job.blocks),
+            removed,
+        )
 
     def _end_store(self, job: StoreJob) -> None:
-        del self._stores[job.id]
-        self._release(job)
         if job.void or job.result.failed:
+            if not job.void:
+                self._barrier.note_failure()
             job.reservation.abort()
             self._counters.add("dropped_stores:" + ("void" if job.void else "failed"))
             return

@@ -52,7 +52,7 @@ class Lookup:
         its way, and what holds the step would wait behind it.
         """
         request = record.request
-        if not self._rules.may_load or getattr(request, "skip_reading_prefix_cache", False):
+        if not record.may_load or getattr(request, "skip_reading_prefix_cache", False):
             return 0, False
         if record.loading:
             # Preempted before every rank said how its load ended: what failed must not be offered again.
@@ -68,6 +68,11 @@ class Lookup:
         if plan.tokens is None:
             record.plan = None
         return plan.tokens, plan.asynchronous
+
+    def decline(self, record: Record, num_computed: int, reason: str) -> None:
+        """Offer nothing, and keep nothing for the request."""
+        self.forget(record)
+        self._note(record, 0, num_computed, reason)
 
     def forget(self, record: Record) -> None:
         """Drop the answer and what it kept."""

@@ -41,7 +41,7 @@ class BrokenLoad:
 
     job: int
     request_id: str
-    blocks: tuple[int, ...]
+    blocks: Numbers
     asynchronous: bool
 
 
@@ -56,6 +56,11 @@ class StepOrders:
     """Loads that a forward may read from now on, told to vLLM as received while they were ending."""
     idle: bool = False
     """No request computes anything in this step. vLLM up to 0.30 does not call the hook that stores then."""
+
+    def blocks_of_synchronous_loads(self) -> set[int]:
+        """Blocks that this step's forward reads and a load fills, or was to fill."""
+        loads: list[LoadOrder | BrokenLoad] = [*self.loads, *self.broken]
+        return {block for load in loads if not load.asynchronous for block in load.blocks.tolist()}
 
 
 @dataclass(slots=True)

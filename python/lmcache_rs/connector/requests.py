@@ -32,6 +32,7 @@ class Record:
 
     request: Any
     space: KeySpace
+    may_load: bool
     may_store: bool
     plan: Plan | None = None
     table: list[int] = field(default_factory=list)

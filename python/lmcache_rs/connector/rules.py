@@ -31,7 +31,6 @@ class Roles:
 class LookupRules:
     """What the configuration says about hits."""
 
-    may_load: bool
     tails: bool
     asynchronous: bool
     sync_bytes_max: int
@@ -45,11 +44,10 @@ class LookupRules:
     pending_s_max: float
 
 
-def lookup_rules(config: Config, device: str, roles: Roles) -> LookupRules:
+def lookup_rules(config: Config, device: str) -> LookupRules:
     """The rules for KV on `device`, "cpu" or "cuda"."""
     sync_bytes = config.sync_load_max_bytes
     return LookupRules(
-        may_load=roles.may_load,
         tails=config.tails,
         asynchronous=config.enable_async_loading,
         sync_bytes_max=SYNC_LOAD_BYTES[device] if sync_bytes is None else sync_bytes,

@@ -67,7 +67,11 @@ class StorePlanner:
         reservation = self._reserve(record, full, tail)
         if not len(reservation):
             return None
-        order = self._order(step, record, reservation, final)
+        try:
+            order = self._order(step, record, reservation, final)
+        except BaseException:
+            reservation.abort()
+            raise
         if order is not None and reservation.tail:
             record.tail_stored = True
         return order

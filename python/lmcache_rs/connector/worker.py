@@ -1,18 +1,29 @@
 """The worker side: owns this rank's host memory and moves its bytes, as the scheduler side orders."""
 
 import time
-from collections.abc import Mapping
-from typing import Protocol
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 from lmcache_rs.connector.barrier import Barrier
-from lmcache_rs.connector.orders import BrokenLoad, JobResult, LoadOrder, Numbers, StepOrders, WorkerAcks
+from lmcache_rs.connector.mover import Mover
+from lmcache_rs.connector.orders import (
+    BrokenLoad,
+    JobResult,
+    LoadOrder,
+    Numbers,
+    StepOrders,
+    StoreOrder,
+    WorkerAcks,
+)
 from lmcache_rs.connector.pace import Pace
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
 
+Order = LoadOrder | StoreOrder | BrokenLoad
+
+FAILED = JobResult(1, 1, 0, 0.0)
 
 SPOILED_S_MAX = 5.0
 """A load whose layers the forward did not wait for is waited for at most this long."""
@@ -20,38 +31,6 @@ SPOILED_S_MAX = 5.0
 
 DRAIN_S_MAX = 5.0
 """Before vLLM takes its KV back, copies in flight are waited for at most this long."""
-
-
-class Mover(Protocol):
-    """Copies between pool rows and KV blocks; `lmcache_rs.copy` has one for each kind of device."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the pool."""
-
-    def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
-        """Begin a load that the next forward reads, which joins it before it does."""
-
-    def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Load beside whatever runs."""
-
-    def join_load(self, job: int, layer: int | None = None) -> None:
-        """What is computed from now on comes after the load, or after its layer, whichever way the device does it."""
-
-    def settle_loads(self, seconds: float) -> list[int]:
-        """Loads that will have ended in so many seconds, if they go on as they did, and will not fail any more."""
-
-    def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Store the blocks as they are after what the step has computed so far."""
-
-    def drain(self, seconds: float) -> bool:
-        """Wait until no copy is in flight; False when that took longer."""
-
-    def poll(self) -> list[tuple[int, int, float]]:
-        """Jobs that ended, nothing touching their rows or blocks any more: (job, bytes or -1, s)."""
-
-    def close(self) -> None:
-        """End in bounded time; nothing touches KV or rows afterwards."""
 
 
 class WorkerSide:
@@ -63,15 +42,18 @@ class WorkerSide:
         self._mover: Mover | None = None
         self._layers: Mapping[str, int] = {}
         self._rows_unreported = False
-        self._async_loads: dict[int, LoadOrder] = {}
-        self._sync_loads: dict[int, LoadOrder] = {}
+        self._orders = StepOrders()
+        self._begun: set[int] = set()
+        """Jobs of the current orders, and of those to come, that were begun or have failed."""
+        self._open: set[int] = set()
+        """Jobs that were begun and have not ended."""
+        self._joined: StepOrders | None = None
+        self._async_loads: dict[int, LoadOrder | BrokenLoad] = {}
+        self._sync_loads: dict[int, LoadOrder | BrokenLoad] = {}
         self._early: set[int] = set()
         """Asynchronous loads told to vLLM as ended, shortly before they are."""
         self._unjoined: list[tuple[LoadOrder, set[int]]] = []
         """Loads by layers, with the layers that the forward has not waited for."""
-        self._started: StepOrders | None = None
-        self._begun: StepOrders | None = None
-        self._stored: StepOrders | None = None
         self._acks: dict[int, JobResult] = {}
         self._received: set[str] = set()
         self._failed: dict[str, Numbers] = {}
@@ -81,6 +63,11 @@ class WorkerSide:
     def loading(self) -> int:
         """Asynchronous loads in flight."""
         return len(self._async_loads)
+
+    @property
+    def bad_blocks(self) -> set[int]:
+        """What `take_bad_blocks` would return."""
+        return self._bad_blocks
 
     def attach(self, mover: Mover | None, layers: Mapping[str, int]) -> None:
         """Take the mover made for the registered KV caches, and the numbers of their layers in it.
@@ -93,23 +80,20 @@ class WorkerSide:
 
     def start_loads(self, orders: StepOrders) -> None:
         """Start a step's loads, as soon as its orders are known. Idempotent."""
-        if orders is self._started:
-            return
-        self._started = orders
         for order in orders.loads:
-            self._start(order)
+            if self._begins(order):
+                with self._or_failed("load", order.job):
+                    self._start(order)
 
     def begin_step(self, orders: StepOrders) -> None:
         """The earliest hook of a step on the worker: report the loads that cannot be ordered. Idempotent."""
-        if orders is self._begun:
-            return
-        self._begun = orders
-        self._pace.step()
+        self._enter(orders)
         self.start_loads(orders)
-        for broken in orders.broken:
-            self._report_broken(broken)
-        for job in orders.joins:
-            self._join(job)
+        self._fail_rest(orders.broken)
+        if self._joined is not orders:
+            for job in orders.joins:
+                self._join(job)
+            self._joined = orders
 
     def before_forward(self, orders: StepOrders, by_layers: bool = False) -> None:
         """The step's forward comes next and reads what its synchronous loads bring; `by_layers`: it asks for each."""
@@ -133,24 +117,25 @@ class WorkerSide:
 
     def after_forward(self, orders: StepOrders) -> None:
         """The step's KV is computed: store. Idempotent."""
+        self._enter(orders)
         self._settle_layers()
-        if orders is self._stored:
-            return
-        self._stored = orders
         for order in orders.stores:
-            try:
-                self._require_mover().store(order.job, order.rows, order.blocks)
-            except Exception as error:
-                self._barrier.report("store", error)
-                self._end(order.job, JobResult(1, 1, 0, 0.0))
+            if self._begins(order):
+                with self._or_failed("store", order.job):
+                    self._require_mover().store(order.job, order.rows, order.blocks)
+
+    def end_step(self, orders: StepOrders) -> None:
+        """VLLM asks for results: a load that no hook of the step has begun has failed."""
+        self._enter(orders)
+        self._fail_rest((*orders.broken, *orders.loads))
 
     def take_received(self, failed_as_blocks: bool = False) -> tuple[set[str], set[str]]:
         """Requests whose asynchronous load ended since the last call, and those of them whose load failed.
 
         `failed_as_blocks`: vLLM cannot be told of failed requests; their blocks count as bad instead.
         """
-        if self._begun is not None and self._begun.idle:
-            self.after_forward(self._begun)
+        if self._orders.idle:
+            self.after_forward(self._orders)
         self._settle_layers()
         self._poll()
         self._report_early()
@@ -171,8 +156,8 @@ class WorkerSide:
         if not self._acks and not self._rows_unreported:
             return None
         rows = (self._mover.rows if self._mover is not None else 0) if self._rows_unreported else None
-        self._rows_unreported = False
-        acks, self._acks = WorkerAcks(self._acks, rows), {}
+        acks = WorkerAcks(self._acks, rows)
+        self._rows_unreported, self._acks = False, {}
         return acks
 
     def drain(self) -> None:
@@ -180,17 +165,55 @@ class WorkerSide:
         try:
             if self._mover is not None and not self._mover.drain(DRAIN_S_MAX):
                 raise TimeoutError(f"copies did not end in {DRAIN_S_MAX:.0f} s")
-        except Exception as error:
+        except BaseException as error:
             self._barrier.report("drain", error)
 
     def close(self) -> None:
         """End the mover; what it had not finished has failed."""
-        if self._mover is not None:
-            self._mover.close()
-            self._poll()
-            self._mover = None
+        mover, self._mover = self._mover, None
+        if mover is not None:
+            ended = mover.close()
+            self._take_ended(mover)
+            if not ended:
+                # Its requests wait for ever rather than get blocks that are still written.
+                logger.error("copies did not end in time: %d loads are never reported", self.loading)
+                return
         for job in (*self._async_loads, *self._sync_loads):
-            self._end(job, JobResult(1, 1, 0, 0.0))
+            self._end(job, FAILED)
+
+    def _enter(self, orders: StepOrders) -> None:
+        """Make these the current orders. What no hook began of the orders before has failed."""
+        if orders is self._orders:
+            return
+        before, self._orders = self._orders, orders
+        self._pace.step()
+        jobs: list[Order] = [*before.broken, *before.loads, *before.stores]
+        self._fail_rest(jobs)
+        self._begun.difference_update(order.job for order in jobs)
+
+    def _begins(self, order: Order) -> bool:
+        """Whether this is the first call for this job; it must end from now on."""
+        if order.job in self._begun:
+            return False
+        self._begun.add(order.job)
+        self._open.add(order.job)
+        if not isinstance(order, StoreOrder):
+            (self._async_loads if order.asynchronous else self._sync_loads)[order.job] = order
+        return True
+
+    @contextmanager
+    def _or_failed(self, what: str, job: int) -> Iterator[None]:
+        """Whatever stops the mover from taking the job fails it."""
+        try:
+            yield
+        except BaseException as error:
+            self._barrier.report(what, error)
+            self._end(job, FAILED)
+
+    def _fail_rest(self, orders: Iterable[Order]) -> None:
+        for order in orders:
+            if self._begins(order):
+                self._end(order.job, FAILED)
 
     def _require_mover(self) -> Mover:
         if self._mover is None:
@@ -198,27 +221,17 @@ class WorkerSide:
         return self._mover
 
     def _start(self, order: LoadOrder) -> None:
-        loads = self._async_loads if order.asynchronous else self._sync_loads
-        loads[order.job] = order
-        try:
-            mover = self._require_mover()
-            if order.asynchronous:
-                mover.submit_load(order.job, order.rows, order.blocks)
-            else:
-                mover.load_now(order.job, order.rows, order.blocks, order.by_layers)
-        except Exception as error:
-            self._barrier.report("load", error)
-            self._end(order.job, JobResult(1, 1, 0, 0.0))
+        mover = self._require_mover()
+        if order.asynchronous:
+            mover.submit_load(order.job, order.rows, order.blocks)
+        else:
+            mover.load_now(order.job, order.rows, order.blocks, order.by_layers)
 
     def _join(self, job: int) -> None:
         """Have what is computed from now on wait for a load, unless it has ended."""
-        if job not in self._async_loads and job not in self._sync_loads:
-            return
-        try:
-            self._require_mover().join_load(job)
-        except Exception as error:
-            self._barrier.report("load", error)
-            self._end(job, JobResult(1, 1, 0, 0.0))
+        if job in self._async_loads or job in self._sync_loads:
+            with self._or_failed("load", job):
+                self._require_mover().join_load(job)
 
     def _settle_layers(self) -> None:
         """The forward was submitted. Loads of which it did not ask for every layer count as failed."""
@@ -236,7 +249,7 @@ class WorkerSide:
             self._poll()
             time.sleep(0.001)
         self._bad_blocks.update(order.blocks.tolist())
-        self._acks[order.job] = JobResult(1, 1, 0, 0.0)
+        self._acks[order.job] = replace(FAILED)
 
     def _report_early(self) -> None:
         """Tell vLLM of loads that will have ended before it can use their blocks; it is made to join them then."""
@@ -245,27 +258,29 @@ class WorkerSide:
             return
         for job in self._mover.settle_loads(lead):
             order = self._async_loads.get(job)
-            if order is not None and order.held and job not in self._early:
+            if isinstance(order, LoadOrder) and order.held and job not in self._early:
                 self._early.add(job)
                 self._received.add(order.request_id)
-
-    def _report_broken(self, broken: BrokenLoad) -> None:
-        self._acks[broken.job] = JobResult(1, 1, 0, 0.0)
-        if broken.asynchronous:
-            self._received.add(broken.request_id)
-            self._failed[broken.request_id] = np.array(broken.blocks, dtype=np.uint32)
-        else:
-            self._bad_blocks.update(broken.blocks)
 
     def _poll(self) -> None:
         if self._mover is None:
             return
-        for job, moved, seconds in self._mover.poll():
+        try:
+            self._take_ended(self._mover)
+        except BaseException as error:
+            # What ended before can be told all the same.
+            self._barrier.report("poll", error)
+
+    def _take_ended(self, mover: Mover) -> None:
+        for job, moved, seconds in mover.poll():
             self._end(job, JobResult(1, int(moved < 0), max(0, moved), seconds))
 
     def _end(self, job: int, result: JobResult) -> None:
-        """A job ended: keep its answers for the scheduler side, and for vLLM if it was a load."""
-        self._acks[job] = result
+        """A job ended: keep its answers for the scheduler side, and for vLLM if it was a load. Once a job."""
+        if job not in self._open:
+            return
+        self._open.discard(job)
+        self._acks[job] = replace(result)
         order = self._async_loads.pop(job, None)
         if order is not None and job in self._early:
             self._early.discard(job)
