@@ -1,23 +1,18 @@
-//! The whole engine (index, pool, copy threads) under random schedules: clients store, load, remove and give up.
-//!
-//! CI tries a few thousand schedules; with `LMCACHE_SOAK_SECONDS` as many as the time allows. A schedule that fails is
-//! printed, to be replayed with `shuttle::replay`; `LMCACHE_SOAK_SEED` chooses the first.
-
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+//! The whole engine (index, pool, copy threads): clients store, load, remove and give up.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lmcache_core::{
-    Direction, ErrorKind, HostPool, HostPoolConfig, Index, Key, KeySpace, KvLayers, Layer, Mover,
-};
 use shuttle::rand::{Rng, thread_rng};
-use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::sync::Mutex;
-use shuttle::{Config, MaxSteps, Runner, thread};
+use shuttle::thread;
+
+use super::try_schedules;
+use crate::{
+    Direction, ErrorKind, HostPool, HostPoolConfig, Index, Key, KeySpace, KvLayers, Layer, Mover, Result,
+};
 
 const ROWS: usize = 6;
 const CLIENTS: usize = 3;
@@ -102,7 +97,7 @@ impl World {
     }
 }
 
-fn done_or_closed(result: lmcache_core::Result<()>) -> bool {
+fn done_or_closed(result: Result<()>) -> bool {
     result.inspect_err(|error| assert_eq!(error.kind(), ErrorKind::Closed)).is_ok()
 }
 
@@ -180,45 +175,6 @@ fn life(closes: bool) {
     assert_eq!((stats.leases, stats.reserved, stats.leaving), (0, 0, 0));
     assert_eq!(stats.free + stats.visible, ROWS as u64);
     assert_eq!(stats.counters.mismatches, 0);
-}
-
-/// Counts the steps that it chooses.
-struct Counting(RandomScheduler, Arc<AtomicU64>);
-
-impl Scheduler for Counting {
-    fn new_execution(&mut self) -> Option<Schedule> {
-        self.0.new_execution()
-    }
-
-    fn next_task(&mut self, tasks: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.next_task(tasks, current, is_yielding)
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        self.0.next_u64()
-    }
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|value| value.parse().ok())
-}
-
-fn try_schedules(name: &str, in_ci: usize, body: fn()) {
-    let seconds = number("LMCACHE_SOAK_SECONDS");
-    let steps = Arc::new(AtomicU64::new(0));
-    let schedules = if seconds.is_some() { usize::MAX } else { in_ci };
-    let seed = number("LMCACHE_SOAK_SEED").unwrap_or(0);
-    let mut config = Config::new();
-    config.silence_warnings = true;
-    config.max_time = seconds.map(Duration::from_secs);
-    config.max_steps = MaxSteps::FailAfter(1_000_000);
-    Runner::new(Counting(RandomScheduler::new_from_seed(seed, schedules), Arc::clone(&steps)), config)
-        .run(body);
-    #[expect(clippy::print_stdout, reason = "`make soak` reads it")]
-    {
-        println!("soak: {name}: {} steps", steps.load(Ordering::Relaxed));
-    }
 }
 
 #[test]
