@@ -156,9 +156,9 @@ fn life(closes: bool) {
                 for round in 0..ROUNDS {
                     let job = (client * ROUNDS + round) as u64;
                     if thread_rng().gen_bool(0.5) {
-                        store(&world, job, first_block)
+                        store(&world, job, first_block);
                     } else {
-                        load(&world, job, first_block)
+                        load(&world, job, first_block);
                     }
                 }
             })
