@@ -25,7 +25,7 @@ MARGIN_S = 600
 CASES_PER_SECOND = 1000
 """Of the index's model, about; that test knows no time."""
 COUNTED = re.compile(r"soak: (?P<name>.+): (?P<count>\d+) (?P<what>\w+)$", re.MULTILINE)
-FAILED = re.compile(r"^failures:\n((?: {4}\w+\n)+)", re.MULTILINE)
+FAILED = re.compile(r"^failures:\n((?: {4}[\w:]+\n)+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def rust_rows(output: str) -> Iterator[Row]:
         yield Row(match["name"], int(match["count"]), match["what"], 0)
     for match in FAILED.finditer(output):
         for name in match[1].split():
-            yield Row(name.replace("_", " "), 0, "", 1)
+            yield Row(name.rpartition("::")[2].replace("_", " "), 0, "", 1)
 
 
 def attempt(what: str, command: Sequence[str | Path], log: Path, env: dict[str, str]) -> bool:
