@@ -35,7 +35,7 @@ test-rust: setup
 	@cargo test --quiet --workspace --exclude lmcache-py --doc
 	@# Interleavings: with these features locks and threads are those of a model checker.
 	@cargo test --quiet --package lmcache-core --features loom --test loom_index
-	@cargo test --quiet --package lmcache-core --features shuttle --test shuttle_engine
+	@cargo test --quiet --package lmcache-core --features shuttle --lib schedules
 
 .PHONY: test-python  ## Run the tests of the Python package, the connector and the examples.
 test-python: setup model
