@@ -176,6 +176,11 @@ class Scenario:
     def preemptions(self) -> int:
         return self.preempted
 
+    def version(self) -> str:
+        import vllm
+
+        return str(vllm.__version__)
+
     def swap_layers(self) -> None:
         """Negative control: every stored row now has its layers' KV in another order.
 

@@ -59,3 +59,15 @@ LIFE: Steps = [
     generate(SHORT, *BATCH, EXTENDED),
 ]
 HITS = {1: [299], 3: [255], 5: [2999], 6: [2560]}
+
+# Aborted before, during and after a load.
+ABORTS: Steps = [
+    generate(LONG),
+    ("abort", {"prompt": LONG, "after": 0}),
+    ("abort", {"prompt": LONG, "after": 1, "hold_loads": True}),
+    ("abort", {"prompt": LONG, "after": 8}),
+    generate(LONG),
+    ("abort", {"prompt": [[7, 3000]], "after": 2}),
+    generate([[7, 3000]]),
+    generate([[7, 3000]], LONG),
+]
