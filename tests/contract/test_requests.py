@@ -295,7 +295,7 @@ def test_blocks_in_flight_are_waited_for_within_the_limit() -> None:
 def test_held_blocks_of_requests_that_have_gone_are_bounded() -> None:
     """Stores that are never acknowledged hold half of vLLM's pool at most; the others are dropped and counted."""
     engine = ToyEngine(blocks=41, rows=64)
-    engine.workers[0].after_forward = lambda _orders: None
+    engine.workers[0]._mover.store = lambda *_: None
     for i in range(8):
         engine.run(Request(f"r{i}", prompt(i, 16)))
     held = engine.pool.num_gpu_blocks - 1 - len(engine.pool.free)

@@ -16,6 +16,7 @@ import numpy as np
 from lmcache_rs._core import HostPool
 from lmcache_rs.config import load_config
 from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.scheduler import PlanningError, Roles, SchedulerSide
@@ -133,7 +134,13 @@ class ToyEngine:
         names = tuple(f"layer.{i}" for i in range(LAYERS))
         geometry = Geometry(BLOCK, ROW_BYTES, rows, names, blocks, ranks, "cpu", ranks)
         self.scheduler = SchedulerSide(
-            config, geometry, roles or Roles(True, True), "sha256", tail_hash, self.counters
+            config,
+            geometry,
+            roles or Roles(True, True),
+            "sha256",
+            tail_hash,
+            self.counters,
+            Barrier(self.counters.add, Breaker(self.counters.add)),
         )
         self.pool = Pool(blocks)
         self.scheduler.bind_block_pool(self.pool)

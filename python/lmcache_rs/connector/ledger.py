@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmcache_rs._core import Index, Lease, Reservation
+from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.holds import HeldBlocks
-from lmcache_rs.connector.orders import JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
+from lmcache_rs.connector.orders import BrokenLoad, JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
 from lmcache_rs.connector.requests import Record
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.log import init_logger
@@ -38,12 +39,15 @@ class StoreJob:
 
 @dataclass(slots=True)
 class LoadJob:
-    """Rows being read. The lease keeps them; `first` is the position of the first one loaded."""
+    """Rows being read. The lease keeps them; `first` is the position of the first one loaded.
+
+    Without a lease nothing is read: the load was promised, and fails.
+    """
 
     id: int
     step: int
     record: Record
-    lease: Lease
+    lease: Lease | None
     first: int
     blocks: Numbers
     end_tokens: int
@@ -52,13 +56,19 @@ class LoadJob:
 
 
 class Ledger:
-    """Opens jobs, collects what the ranks say, and ends each job exactly once."""
+    """Opens jobs, collects what the ranks say, and ends each job exactly once.
 
-    def __init__(self, index: Index, held: HeldBlocks, ranks: int, counters: Counters) -> None:
+    Each job ends by itself: one that cannot be ended as it should leaves the others as they are.
+    """
+
+    def __init__(
+        self, index: Index, held: HeldBlocks, ranks: int, counters: Counters, barrier: Barrier
+    ) -> None:
         self._index = index
         self._held = held
         self._ranks = ranks
         self._counters = counters
+        self._barrier = barrier
         self._ids = itertools.count(1)
         self._stores: dict[int, StoreJob] = {}
         self._loads: dict[int, LoadJob] = {}
@@ -87,29 +97,64 @@ class Ledger:
         """Order a load of (rows, blocks); the lease is the job's now."""
         rows, blocks = order
         job = LoadJob(next(self._ids), step, record, lease, first, blocks, end_tokens, time.monotonic())
+        opened = LoadOrder(job.id, record.id, rows, blocks, asynchronous)
         self._loads[job.id] = job
         record.loading = True
-        return LoadOrder(job.id, record.id, rows, blocks, asynchronous)
+        return opened
+
+    def open_broken(
+        self, step: int, record: Record, blocks: Numbers, end_tokens: int, asynchronous: bool
+    ) -> BrokenLoad:
+        """Have the workers fail a load of `blocks`: what this step computes on top of it is as bad as theirs."""
+        job = LoadJob(next(self._ids), step, record, None, 0, blocks, end_tokens, time.monotonic())
+        self._loads[job.id] = job
+        record.loading = True
+        return BrokenLoad(job.id, record.id, blocks, asynchronous)
 
     def acknowledge(self, acks: WorkerAcks) -> list[Record]:
         """Take the ranks' answers. Returns the requests whose load failed.
 
         Failed loads come first: a store of the same step may have read what they left behind.
         """
+        loads: list[LoadJob] = []
+        stores: list[StoreJob] = []
         for job_id, result in acks.jobs.items():
-            job = self._loads.get(job_id) or self._stores.get(job_id)
-            if job is not None:
-                job.result.merge(result)
-        ended = [i for i in acks.jobs if i in self._loads and self._loads[i].result.ranks >= self._ranks]
-        failed = [job.record for job in map(self._end_load, ended) if job.result.failed]
-        for job_id in acks.jobs:
-            store = self._stores.get(job_id)
-            if store is not None and store.result.ranks >= self._ranks:
-                self._end_store(store)
+            try:
+                self._merge(job_id, result, loads, stores)
+            except BaseException as error:
+                self._barrier.report("acknowledge", error)
+        failed = self._settle(loads, stores)
         if acks.rows is not None and acks.rows < self._index.rows:
             logger.warning("a worker has room for %d rows only, %d were planned", acks.rows, self._index.rows)
             self._index.shrink(acks.rows)
         return failed
+
+    def _merge(self, job_id: int, result: JobResult, loads: list[LoadJob], stores: list[StoreJob]) -> None:
+        """Add a rank's answer to its job; one that all ranks have answered moves to `loads` or `stores`."""
+        if (load := self._loads.get(job_id)) is not None:
+            load.result.merge(result)
+            if load.result.ranks >= self._ranks:
+                loads.append(self._loads.pop(job_id))
+        elif (store := self._stores.get(job_id)) is not None:
+            store.result.merge(result)
+            if store.result.ranks >= self._ranks:
+                stores.append(store)
+
+    def _settle(self, loads: list[LoadJob], stores: list[StoreJob]) -> list[Record]:
+        """End each of these jobs; stores after all loads. Returns the requests whose load failed."""
+        for load in loads:
+            try:
+                self._end_load(load)
+            except BaseException as error:
+                self._barrier.report("end_load", error)
+        for store in stores:
+            self._stores.pop(store.id, None)
+            try:
+                self._end_store(store)
+            except BaseException as error:
+                # What was reserved is given up with the job.
+                self._barrier.report("end_store", error)
+        return [load.record for load in loads if load.result.failed]
 
     def orphan(self, record: Record) -> None:
         """The request gives its blocks back: those held are held for us alone from now on."""
@@ -122,15 +167,17 @@ class Ledger:
         """Release every held block now; the stores that read them are dropped when they are acknowledged."""
         for job in self._stores.values():
             job.void = True
-            self._release(job)
+            try:
+                self._release(job)
+            except BaseException as error:
+                self._barrier.report("release", error)
 
     def undo(self, orders: list[StoreOrder]) -> None:
         """Take back stores that no worker has seen."""
-        for order in orders:
-            job = self._stores.get(order.job)
-            if job is not None:
-                job.void = True
-                self._end_store(job)
+        jobs = [job for order in orders if (job := self._stores.get(order.job)) is not None]
+        for job in jobs:
+            job.void = True
+        self._settle([], jobs)
 
     @property
     def busy(self) -> bool:
@@ -145,34 +192,39 @@ class Ledger:
         """Whether blocks will come back to vLLM's pool soon."""
         return any(j.held and time.monotonic() - j.since < STEPPING_S_MAX for j in self._stores.values())
 
-    def _end_load(self, job_id: int) -> LoadJob:
-        job = self._loads.pop(job_id)
+    def _end_load(self, job: LoadJob) -> None:
         job.record.loading = False
-        result = job.result
-        if result.failed:
-            self._counters.add("failed_loads")
-            job.record.failures += 1
-            job.record.offer_below = job.end_tokens
-            removed = job.lease.discard(job.first)
-            bad = set(job.blocks.tolist())
-            for store in self._stores.values():
-                if store.step >= job.step and not bad.isdisjoint(store.table):
-                    store.void = True
-            logger.warning(
-                "Loading KV cache for request %s failed: its %d blocks are computed again, %d rows are forgotten",
-                job.record.user_id,
-                len(job.blocks),
-                removed,
-            )
-        else:
-            self._count("load", job.record.user_id, result)
-        job.lease.release()
-        return job
+        try:
+            if job.result.failed:
+                self._fail_load(job)
+            else:
+                self._count("load", job.record.user_id, job.result)
+        finally:
+            if job.lease is not None:
+                job.lease.release()
+
+    def _fail_load(self, job: LoadJob) -> None:
+        self._counters.add("failed_loads")
+        self._barrier.note_failure()
+        job.record.failures += 1
+        job.record.offer_below = job.end_tokens
+        bad = set(job.blocks.tolist())
+        for store in self._stores.values():
+            if store.step >= job.step and not bad.isdisjoint(store.table):
+                store.void = True
+        removed = job.lease.discard(job.first) if job.lease is not None else 0
+        logger.warning(
+            "Loading KV cache for request %s failed: its %d blocks are computed again, %d rows are forgotten",
+            job.record.user_id,
+            len(job.blocks),
+            removed,
+        )
 
     def _end_store(self, job: StoreJob) -> None:
-        del self._stores[job.id]
         self._release(job)
         if job.void or job.result.failed:
+            if not job.void:
+                self._barrier.note_failure()
             job.reservation.abort()
             self._counters.add("dropped_stores:" + ("void" if job.void else "failed"))
             return

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmcache_rs._core import Index, Match
+from lmcache_rs.config import Config
 from lmcache_rs.connector.requests import Plan, Record
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.log import init_logger
@@ -22,11 +23,18 @@ FAILED_LOADS_MAX = 2
 """After so many failed loads a request is computed, whatever the index says."""
 
 
+SYNC_LOAD_BYTES = {"cpu": 256 << 20, "cuda": 32 << 20}
+"""Loads up to this size hold the step by default.
+
+On the CPU about 10 ms at memory speed, where an asynchronous load costs its request 10 ms or more of extra steps, and a
+decode step takes longer than that. On a GPU about half a millisecond of the bus.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class LookupRules:
     """What the configuration says about hits."""
 
-    may_load: bool
     tails: bool
     asynchronous: bool
     sync_bytes_max: int
@@ -36,6 +44,20 @@ class LookupRules:
     """The most tokens loaded for a request at once; 0: no limit."""
     skip_last_tokens: int
     pending_s_max: float
+
+    @classmethod
+    def of(cls, config: Config, device: str) -> "LookupRules":
+        """What `config` says for KV on `device`."""
+        limit = config.sync_load_max_bytes
+        return cls(
+            tails=config.tails,
+            asynchronous=config.enable_async_loading,
+            sync_bytes_max=SYNC_LOAD_BYTES[device] if limit is None else limit,
+            min_tokens=config.min_retrieve_tokens,
+            max_tokens=config.max_tokens_per_load,
+            skip_last_tokens=config.skip_last_n_tokens,
+            pending_s_max=config.pending_timeout_ms / 1e3,
+        )
 
 
 class Lookup:
@@ -65,7 +87,7 @@ class Lookup:
         other request could run meanwhile, so holding the step costs nobody anything.
         """
         request = record.request
-        if not self._rules.may_load or getattr(request, "skip_reading_prefix_cache", False):
+        if not record.may_load or getattr(request, "skip_reading_prefix_cache", False):
             return 0, False
         plan, epoch = record.plan, self._index.epoch
         if plan is None or (plan.num_computed, plan.num_tokens, plan.epoch) != (
@@ -78,6 +100,11 @@ class Lookup:
         if plan.tokens is None:
             record.plan = None
         return plan.tokens, plan.asynchronous
+
+    def decline(self, record: Record, num_computed: int, reason: str) -> None:
+        """Offer nothing, and keep nothing for the request."""
+        self.forget(record)
+        self._note(record, 0, num_computed, reason)
 
     def forget(self, record: Record) -> None:
         """Drop the answer and what it kept."""

@@ -30,6 +30,10 @@ COUNTERS = {
     "failed_loads": ("lmcache:num_failed_retrieve_requests", "Loads that failed; their tokens were computed"),
     "evictions": ("lmcache:local_cpu_evict_count", "Rows evicted from the RAM pool"),
     "pending_timeouts": ("lmcache:num_pending_timeouts", "Lookups that waited in vain for a store to end"),
+    "turned_off": (
+        "lmcache:num_times_turned_off",
+        "Times the cache turned itself off after repeated failures",
+    ),
     "leases_refused": ("lmcache:num_leases_refused", "Waiting hits that were not kept from leaving"),
 }
 

@@ -33,8 +33,9 @@ class StoreOrder:
 class BrokenLoad:
     """A load that was promised to vLLM and cannot be ordered: the workers report it as failed."""
 
+    job: int
     request_id: str
-    blocks: tuple[int, ...]
+    blocks: Numbers
     asynchronous: bool
 
 
@@ -47,6 +48,11 @@ class StepOrders:
     broken: list[BrokenLoad] = field(default_factory=list)
     idle: bool = False
     """No request computes anything in this step. vLLM up to 0.30 does not call the hook that stores then."""
+
+    def blocks_of_synchronous_loads(self) -> set[int]:
+        """Blocks that this step's forward reads and a load fills, or was to fill."""
+        loads: list[LoadOrder | BrokenLoad] = [*self.loads, *self.broken]
+        return {block for load in loads if not load.asynchronous for block in load.blocks.tolist()}
 
 
 @dataclass(slots=True)

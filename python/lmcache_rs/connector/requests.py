@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmcache_rs._core import KeySpace, Lease
-from lmcache_rs.connector.orders import BrokenLoad
 
 _RANDOM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
@@ -31,6 +30,7 @@ class Record:
 
     request: Any
     space: KeySpace
+    may_load: bool
     may_store: bool
     plan: Plan | None = None
     table: list[int] = field(default_factory=list)
@@ -38,15 +38,12 @@ class Record:
     tail: tuple[int, bytes] | None = None
     """(number of tokens, hash) of the partial last block, computed once."""
     tail_stored: bool = False
-    stored_tokens: int = 0
     loading: bool = False
     failures: int = 0
     offer_below: int | None = None
     """After a failed load: the next answer must end before this many tokens."""
     pending_since: float | None = None
     logged: bool = False
-    promised: BrokenLoad | None = None
-    """A load promised in this step and not yet ordered: what to report if ordering it fails."""
 
     @property
     def id(self) -> str:

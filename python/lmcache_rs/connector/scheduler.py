@@ -4,30 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lmcache_rs._core import Index, KeySpace
 from lmcache_rs.config import Config
+from lmcache_rs.connector.admission import Admission
+from lmcache_rs.connector.barrier import Barrier, is_survivable
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
+from lmcache_rs.connector.identity import UnnameableError, identity
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, LookupRules, TailHash
-from lmcache_rs.connector.orders import BrokenLoad, LoadOrder, StepOrders, StoreOrder, WorkerAcks
-from lmcache_rs.connector.requests import Plan, Record, request_options
+from lmcache_rs.connector.orders import StepOrders, StoreOrder, WorkerAcks
+from lmcache_rs.connector.requests import Record, request_options
 from lmcache_rs.connector.stats import Counters
-from lmcache_rs.connector.stores import NULL_BLOCK, StorePlanner, StoreRules, final_tokens
+from lmcache_rs.connector.stores import StorePlanner, StoreRules, final_tokens, follow_tables
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
-
-TAG_PREFIX = "lmcache.tag."
-
-SYNC_LOAD_BYTES = {"cpu": 256 << 20, "cuda": 32 << 20}
-"""Loads up to this size hold the step by default.
-
-On the CPU about 10 ms at memory speed, where an asynchronous load costs its request 10 ms or more of extra steps, and a
-decode step takes longer than that. On a GPU about half a millisecond of the bus.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +41,9 @@ class SchedulerSide:
         hash_algorithm: str,
         tail_hash: TailHash,
         counters: Counters,
+        barrier: Barrier,
     ) -> None:
+        self._barrier = barrier
         self._geometry = geometry
         self.ranks = geometry.ranks
         self._config = config
@@ -58,22 +52,12 @@ class SchedulerSide:
         self.counters = counters
         self.index = Index(geometry.rows)
         self.frozen = config.freeze
-        rules = LookupRules(
-            may_load=roles.may_load,
-            tails=config.tails,
-            asynchronous=config.enable_async_loading,
-            sync_bytes_max=SYNC_LOAD_BYTES[geometry.device]
-            if config.sync_load_max_bytes is None
-            else config.sync_load_max_bytes,
-            min_tokens=config.min_retrieve_tokens,
-            max_tokens=config.max_tokens_per_load,
-            skip_last_tokens=config.skip_last_n_tokens,
-            pending_s_max=config.pending_timeout_ms / 1e3,
-        )
+        rules = LookupRules.of(config, geometry.device)
         size = geometry.block_size
         self._held = HeldBlocks(config.max_held_blocks_percent / 100)
-        self._ledger = Ledger(self.index, self._held, geometry.ranks, counters)
+        self._ledger = Ledger(self.index, self._held, geometry.ranks, counters, barrier)
         self._lookup = Lookup(self.index, size, geometry.row_bytes, rules, counters, tail_hash)
+        self._admission = Admission(self._lookup, self._ledger, size, counters)
         self._planner = StorePlanner(
             self.index,
             size,
@@ -86,9 +70,8 @@ class SchedulerSide:
         self._space = KeySpace(hash_algorithm)
         self._records: dict[str, Record] = {}
         self._storing: dict[str, Record] = {}
-        self._loads: list[LoadOrder] = []
-        self._broken: list[BrokenLoad] = []
         self._late_stores: list[StoreOrder] = []
+        self._late_acks: list[WorkerAcks] = []
         self._step = 0
         self._closed = False
         self.worker_nearby: Callable[[], WorkerAcks | None] | None = None
@@ -102,100 +85,110 @@ class SchedulerSide:
     def add_request(self, request: Any) -> Record:
         """A request arrived: look it up at once, so that what it will need counts as recently used."""
         options = request_options(request)
-        tags = [(k[len(TAG_PREFIX) :], str(v)) for k, v in options.items() if k.startswith(TAG_PREFIX)]
+        space, nameable = self._space, True
+        try:
+            if named := identity(request, options):
+                space = KeySpace(self._hash_algorithm, 0, named)
+        except UnnameableError as error:
+            nameable = False
+            self.counters.add(f"misses:{error.reason}")
         limit = self._config.priority_limit
         wanted = not options.get("lmcache.skip_save", False) and (limit is None or request.priority <= limit)
         record = Record(
             request=request,
-            space=KeySpace(self._hash_algorithm, 0, tags) if tags else self._space,
-            may_store=self._roles.may_store and wanted and not self._config.force_skip_save,
+            space=space,
+            may_load=self._roles.may_load and nameable,
+            may_store=self._roles.may_store and nameable and wanted and not self._config.force_skip_save,
         )
         self._records[record.id] = record
-        if self._roles.may_load and not self._closed:
+        if record.may_load and not self._resting():
             self.index.match(record.space, request.block_hashes)
         return record
 
     def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
         """See `Lookup.answer`."""
+        self._admission.withdraw(request.request_id)
         if self._closed:
             return 0, False
         record = self._records.get(request.request_id) or self.add_request(request)
-        return self._lookup.answer(record, num_computed, alone=len(self._records) == 1)
+        if self._barrier.is_off():
+            self._lookup.decline(record, num_computed, "turned_off")
+            return 0, False
+        tokens, asynchronous = self._lookup.answer(record, num_computed, alone=len(self._records) == 1)
+        if tokens:
+            self._admission.offer(record, num_computed, asynchronous)
+        return tokens, asynchronous
 
     def admit(self, request: Any, block_ids: list[int], tokens: int) -> None:
         """Blocks were allocated for `tokens` tokens of the last answer; 0: nothing of it is loaded."""
-        record = self._records.get(request.request_id) or self.add_request(request)
-        if record.may_store:
-            self._storing[record.id] = record
-        plan = record.plan
-        first, last = 0, len(block_ids)
         try:
-            self._lookup.admit(record)
-            if plan is None or not tokens:
-                if tokens:
-                    raise LookupError(f"{tokens} tokens are to be loaded that were not offered")
-                return
-            size = self._geometry.block_size
-            first, last = plan.num_computed // size, -(-(plan.num_computed + tokens) // size)
-            self._order_load(record, plan, first, block_ids[first:last], plan.num_computed + tokens)
-        except Exception:
-            if tokens:
-                # They are promised: a load that cannot be ordered ends as a failed one.
-                self._promise_broken(record, block_ids[first:last], plan is not None and plan.asynchronous)
+            record = self._records.get(request.request_id) or self.add_request(request)
+            if record.may_store:
+                self._storing[record.id] = record
+            self._admission.admit(self._step, record, block_ids, tokens)
+        except BaseException:
+            self.break_promise(request.request_id, block_ids, tokens)
             raise
-        finally:
-            if plan is not None and not record.loading and plan.lease is not None:
-                plan.lease.release()
 
-    def _order_load(
-        self, record: Record, plan: Plan, first: int, block_ids: list[int], end_tokens: int
-    ) -> None:
-        lease = plan.lease
-        count = len(block_ids)
-        rows = np.frombuffer(lease.rows(first), dtype=np.uint32)[:count] if lease is not None else ()
-        if lease is None or len(rows) != count:
-            raise LookupError(f"{count} blocks were promised, {len(rows)} rows are there")
-        blocks = np.array(block_ids, dtype=np.uint32)
-        real = blocks != NULL_BLOCK
-        pair = (np.ascontiguousarray(rows[real]), blocks[real])
-        self._loads.append(
-            self._ledger.open_load(self._step, record, lease, first, pair, end_tokens, plan.asynchronous)
-        )
+    def break_promise(self, request_id: str, block_ids: list[int], tokens: int) -> None:
+        """What vLLM allocated blocks for and is not ordered ends as a failed load."""
+        self._admission.break_promise(self._step, request_id, block_ids, tokens)
 
-    def _promise_broken(self, record: Record, block_ids: list[int], asynchronous: bool) -> None:
-        record.failures += 1
-        self.counters.add("failed_loads")
-        self._broken.append(BrokenLoad(record.id, tuple(block_ids), asynchronous))
+    def take_orders(self) -> StepOrders:
+        """What is ordered whatever else this step brings: promised loads above all."""
+        stores, self._late_stores = self._late_stores, []
+        loads, broken = self._admission.take()
+        return StepOrders(loads, stores, broken)
+
+    def rescue_orders(self) -> StepOrders:
+        """The orders of a step that could not be planned at all."""
+        self._stop_storing()
+        return self.take_orders()
 
     def plan_step(self, scheduled: Any) -> StepOrders:
-        """The orders of this step. When planning fails, every promised load is reported as failed instead."""
+        """The orders of this step. When planning fails, `PlanningError` has what is ordered all the same."""
         self._step += 1
-        orders = StepOrders(self._loads, self._late_stores, self._broken)
-        self._loads, self._late_stores, self._broken = [], [], []
+        orders = self.take_orders()
         late = len(orders.stores)
         try:
             orders.idle = not scheduled.num_scheduled_tokens
             acks = self.worker_nearby() if self.worker_nearby is not None else None
             if acks is not None:
-                self.acknowledge(acks)
+                self._late_acks.append(acks)
+            while self._late_acks:
+                self.acknowledge(self._late_acks.pop(0))
             if self._storing:
                 self._plan_stores(scheduled, orders.stores)
-        except Exception as error:
+        except BaseException as error:
+            if not is_survivable(error):
+                raise
             # Loads and late stores are ordered already; what was planned here is taken back.
-            self._ledger.undo(orders.stores[late:])
+            planned = orders.stores[late:]
             del orders.stores[late:]
-            self._storing.clear()
+            self._stop_storing()
+            self._ledger.undo(planned)
             self.counters.add("dropped_stores:planning")
             raise PlanningError(orders) from error
         return orders
 
+    def _stop_storing(self) -> None:
+        """Store no more of the requests at hand: their block tables may have missed a step."""
+        for record in self._storing.values():
+            record.may_store = False
+        self._storing.clear()
+
+    def _resting(self) -> bool:
+        """Whether nothing is looked up or stored: closed, or turned off for a while."""
+        return self._closed or self._barrier.is_off()
+
     def _plan_stores(self, scheduled: Any, stores: list[StoreOrder]) -> None:
         storing, counts = self._storing, scheduled.num_scheduled_tokens
+        resting = self.frozen or self._resting()
         computed = follow_tables(storing, scheduled)
         for request_id, before in computed.items():
             record = storing[request_id]
             after = before + counts.get(request_id, 0)
-            order = None if self.frozen or self._closed else self._planner.plan(self._step, record, after)
+            order = None if resting else self._planner.plan(self._step, record, after)
             if order is not None:
                 stores.append(order)
             if self._planner.finished(record, after) and not record.loading:
@@ -203,18 +196,33 @@ class SchedulerSide:
 
     def finish_request(self, request: Any, block_ids: list[int]) -> None:
         """The request ended; its blocks are freed after this. Stores what it generated, if asked to."""
-        record = self._records.pop(request.request_id, None)
+        record = self._records.get(request.request_id)
         if record is None:
             return
-        self._lookup.forget(record)
-        storing = self._storing.pop(record.id, None) is not None
-        if storing and self._config.save_decode_cache and not (record.loading or self.frozen or self._closed):
-            record.table = list(block_ids)
-            # Ordered with the next step, which runs after the last one that computed anything of this request.
-            order = self._planner.plan(self._step + 1, record, final_tokens(request))
-            if order is not None:
-                self._late_stores.append(order)
-        self._ledger.orphan(record)
+        try:
+            self._store_generated(record, block_ids)
+        finally:
+            self.drop_request(record.id)
+
+    def _store_generated(self, record: Record, block_ids: list[int]) -> None:
+        if record.id not in self._storing or not self._config.save_decode_cache:
+            return
+        if record.loading or self.frozen or self._resting():
+            return
+        record.table = list(block_ids)
+        # Ordered with the next step, which runs after the last one that computed anything of this request.
+        order = self._planner.plan(self._step + 1, record, final_tokens(record.request))
+        if order is not None:
+            self._late_stores.append(order)
+
+    def drop_request(self, request_id: str) -> None:
+        """Forget the request, and what was kept or offered for it. Loads and stores in flight end by themselves."""
+        self._storing.pop(request_id, None)
+        self._admission.withdraw(request_id)
+        record = self._records.pop(request_id, None)
+        if record is not None:
+            self._lookup.forget(record)
+            self._ledger.orphan(record)
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""
@@ -223,20 +231,35 @@ class SchedulerSide:
             if record.may_store and record.id in self._records:
                 self._storing[record.id] = record
 
+    def acknowledge_later(self, acks: WorkerAcks) -> None:
+        """Take these answers with the next step: the hook that brought them failed."""
+        self._late_acks.append(acks)
+
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""
-        return bool(self._late_stores) or self._ledger.busy
+        return bool(self._late_stores or self._late_acks) or self._ledger.busy
 
     def frees_blocks_soon(self) -> bool:
         """Whether held blocks will come back without a preemption."""
         return self._ledger.holds_blocks
 
     def clear(self) -> int:
-        """Forget everything that is stored, and every answer given but not used. Returns rows forgotten."""
-        for record in self._records.values():
-            self._lookup.forget(record)
-        self._ledger.void_stores()
-        return self.index.clear()
+        """Forget everything that is stored, and every answer given but not used. Returns rows forgotten.
+
+        When that fails nothing is found any more: vLLM may have asked because the model has other weights now.
+        """
+        try:
+            for record in self._records.values():
+                self._lookup.forget(record)
+            self._ledger.void_stores()
+            return self.index.clear()
+        except BaseException:
+            self.shut()
+            raise
+
+    def shut(self) -> None:
+        """Find and store nothing from now on, whatever is in the index."""
+        self._closed = True
 
     def take_counters(self) -> dict[str, float]:
         """Counts since the last call, if any, with what the pool holds now."""
@@ -253,7 +276,7 @@ class SchedulerSide:
         """Nothing is found or stored from now on; what was promised still ends."""
         if not self._closed:
             self.clear()
-            self._closed = True
+            self.shut()
 
 
 class PlanningError(Exception):
@@ -262,28 +285,3 @@ class PlanningError(Exception):
     def __init__(self, orders: StepOrders) -> None:
         super().__init__("planning the step's stores failed")
         self.orders = orders
-
-
-def follow_tables(storing: dict[str, Record], scheduled: Any) -> dict[str, int]:
-    """Bring the block tables of `storing` up to this step. Returns tokens computed before it, by request.
-
-    A new request comes with its whole table, a resumed one too; a running one with what was added.
-    """
-    computed: dict[str, int] = {}
-    for new in scheduled.scheduled_new_reqs:
-        record = storing.get(new.req_id)
-        if record is not None:
-            record.table = list(new.block_ids[0])
-            computed[new.req_id] = new.num_computed_tokens
-    cached = scheduled.scheduled_cached_reqs
-    for i, request_id in enumerate(cached.req_ids):
-        record = storing.get(request_id)
-        if record is None:
-            continue
-        added = cached.new_block_ids[i]
-        if request_id in cached.resumed_req_ids:
-            record.table = list(added[0]) if added is not None else []
-        elif added is not None:
-            record.table.extend(added[0])
-        computed[request_id] = cached.num_computed_tokens[i]
-    return computed

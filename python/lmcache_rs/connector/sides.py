@@ -8,6 +8,7 @@ from lmcache_rs._core import HostPool, pool_rows
 from lmcache_rs.config import Config, load_config
 from lmcache_rs.connector import vllm_api as api
 from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.geometry import Declined, Geometry, inspect
 from lmcache_rs.connector.handle import EngineHandle
 from lmcache_rs.connector.scheduler import Roles, SchedulerSide
@@ -26,9 +27,10 @@ COPY_THREADS_MAX = 4
 class Sides:
     """One side of the connector, or none when the model is declined; owns its counters and its barrier."""
 
-    def __init__(self, config: Config, geometry: Geometry | Declined) -> None:
+    def __init__(self, config: Config, geometry: Geometry | Declined, is_scheduler: bool) -> None:
         self.counters = Counters()
-        self.barrier = Barrier(self.counters.add)
+        # A worker's failures reach the scheduler side as failed loads and stores, and count there.
+        self.barrier = Barrier(self.counters.add, Breaker(self.counters.add) if is_scheduler else None)
         self.config = config
         self.geometry = geometry
         self.scheduler: SchedulerSide | None = None
@@ -81,27 +83,25 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
         pool_bytes = config.max_local_cpu_bytes if config.local_cpu else 0
         device = api.device_type()
         geometry = inspect(vllm_config, kv_cache_config, device, pool_bytes, config.experimental_cuda)
-        sides = Sides(config, geometry)
+        sides = Sides(config, geometry, is_scheduler)
         if is_scheduler:
             api.make_block_hashes_repeatable()
             _set_failure_policy(transfer, config)
             _announce(config, geometry)
         if isinstance(geometry, Geometry):
             if is_scheduler:
-                sides.scheduler = _scheduler_side(vllm_config, config, geometry, sides.counters)
+                sides.scheduler = _scheduler_side(vllm_config, config, geometry, sides)
             else:
                 sides.worker = WorkerSide(sides.barrier)
             sides.attach_handle()
             _introduce(sides, transfer.engine_id)
-    except Exception as error:
-        sides = Sides(config, Declined("internal", "the connector could not be set up"))
+    except BaseException as error:
+        sides = Sides(config, Declined("internal", "the connector could not be set up"), is_scheduler)
         sides.barrier.report("setup", error)
     return sides
 
 
-def _scheduler_side(
-    vllm_config: Any, config: Config, geometry: Geometry, counters: Counters
-) -> SchedulerSide:
+def _scheduler_side(vllm_config: Any, config: Config, geometry: Geometry, sides: Sides) -> SchedulerSide:
     transfer, hash_algorithm = (
         vllm_config.kv_transfer_config,
         vllm_config.cache_config.prefix_caching_hash_algo,
@@ -112,7 +112,8 @@ def _scheduler_side(
         Roles(may_store=transfer.kv_role != "kv_consumer", may_load=transfer.kv_role != "kv_producer"),
         hash_algorithm,
         api.make_tail_hash(hash_algorithm, geometry.block_size),
-        counters,
+        sides.counters,
+        sides.barrier,
     )
 
 

@@ -42,14 +42,14 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: None)
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         """The first hook of every step that sees its orders: asynchronous loads start here."""
-        if self._worker is not None:
+        if self._worker is not None and isinstance(kv_connector_metadata, api.ConnectorMetadata):
             self._worker.begin_step(kv_connector_metadata.orders)
 
     @guard(lambda: None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward when the step has synchronous loads, otherwise after it."""
-        if self._worker is not None:
-            self._worker.before_forward(self._orders())
+        if self._worker is not None and (orders := self._orders()) is not None:
+            self._worker.before_forward(orders)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing: a step's loads are ordered before its whole forward."""
@@ -60,30 +60,40 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: None)
     def wait_for_save(self) -> None:
         """The step's forward is submitted: store what it computed."""
-        if self._worker is not None:
-            self._worker.after_forward(self._orders())
+        if self._worker is not None and (orders := self._orders()) is not None:
+            self._worker.after_forward(orders)
 
     @guard(lambda: (None, None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """VLLM up to 0.29: (sent, received) request ids; a failed load is told by `get_block_ids_with_load_errors`."""
         if self._worker is None:
             return None, None
+        self._end_step()
         received, _ = self._worker.take_received(failed_as_blocks=True)
         return None, received or None
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         """VLLM since 0.30: ended loads, and those of them that failed, by request id."""
+        received: set[str] = set()
+        failed: set[str] = set()
         try:
-            received, failed = self._worker.take_received() if self._worker is not None else (set(), set())
-        except Exception as error:
+            if self._worker is not None:
+                self._end_step()
+                received, failed = self._worker.take_received()
+        except BaseException as error:
             self._barrier.report("get_transfer_results", error)
-            received, failed = set(), set()
         return api.KVConnectorTransferResults(finished_recving=received, failed_recving=failed)
 
-    @guard(set)
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Blocks that a load of this step left bad."""
-        return self._worker.take_bad_blocks() if self._worker is not None else set()
+        """Blocks that a load of this step left bad; when that is not known, all that it was to fill."""
+        if self._worker is None:
+            return set()
+        try:
+            return self._worker.take_bad_blocks()
+        except BaseException as error:
+            self._barrier.report("get_block_ids_with_load_errors", error)
+            orders = self._orders() or StepOrders()
+            return self._worker.bad_blocks | orders.blocks_of_synchronous_loads()
 
     @guard(lambda: None)
     def build_connector_worker_meta(self) -> Any:
@@ -114,11 +124,15 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
             return 0, False
         return self._scheduler.matched_tokens(request, num_computed_tokens)
 
-    @guard(lambda: None)
+    @guard(lambda: None, repair=lambda self, *alloc: self._break_promise(*alloc))
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Blocks are allocated for what was answered last."""
         if self._scheduler is not None:
             self._scheduler.admit(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def _break_promise(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        if self._scheduler is not None:
+            self._scheduler.break_promise(request.request_id, blocks.get_block_ids()[0], num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """The orders of this step; when planning fails, at least the promised loads."""
@@ -129,23 +143,37 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         except PlanningError as failure:
             self._barrier.report("build_connector_meta", failure)
             orders = failure.orders
-        except Exception as error:
+        except BaseException as error:
             self._barrier.report("build_connector_meta", error)
+            orders = self._rescued_orders()
         return api.ConnectorMetadata(orders)
 
-    @guard(lambda: None)
+    @guard(StepOrders)
+    def _rescued_orders(self) -> StepOrders:
+        return self._scheduler.rescue_orders() if self._scheduler is not None else StepOrders()
+
+    @guard(lambda: None, repair=lambda self, output: self._acknowledge_later(output))
     def update_connector_output(self, connector_output: Any) -> None:
         """The workers' answers of a step."""
         answer = connector_output.kv_connector_worker_meta
         if self._scheduler is not None and isinstance(answer, api.WorkerMetadata):
             self._scheduler.acknowledge(answer.acks)
 
-    @guard(lambda: (False, None))
+    def _acknowledge_later(self, connector_output: Any) -> None:
+        answer = connector_output.kv_connector_worker_meta
+        if self._scheduler is not None and isinstance(answer, api.WorkerMetadata):
+            self._scheduler.acknowledge_later(answer.acks)
+
+    @guard(lambda: (False, None), repair=lambda self, request, _: self._drop_request(request))
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """The request ended. Its blocks may be freed at once: those still to be stored are held in vLLM's pool."""
         if self._scheduler is not None:
             self._scheduler.finish_request(request, block_ids)
         return False, None
+
+    def _drop_request(self, request: Any) -> None:
+        if self._scheduler is not None:
+            self._scheduler.drop_request(request.request_id)
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
@@ -166,12 +194,16 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         """Whether waiting frees blocks, so that no request need be preempted; bounded in time."""
         return self._scheduler is not None and self._scheduler.frees_blocks_soon()
 
-    @guard(lambda: False)
+    @guard(lambda: False, repair=lambda self: self._shut())
     def reset_cache(self) -> bool:
-        """Forget everything that is stored: `reset_prefix_cache(reset_connector=True)`."""
+        """Forget everything that is stored: `reset_prefix_cache(reset_connector=True)`. A failure ends the cache."""
         if self._scheduler is not None:
             logger.info("Forgetting all stored KV: %d rows", self._scheduler.clear())
         return True
+
+    def _shut(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.shut()
 
     def set_xfer_handshake_metadata_pp_aware(self, metadata: Any) -> None:
         """Nothing is exchanged at start; the base class raises when there are pipeline stages."""
@@ -201,9 +233,14 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         """Our metrics in vLLM's registry, served on its /metrics."""
         return LMCachePromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
-    def _orders(self) -> StepOrders:
-        metadata = self._get_connector_metadata()
-        return metadata.orders if isinstance(metadata, api.ConnectorMetadata) else StepOrders()
+    def _orders(self) -> StepOrders | None:
+        """The orders of the step that vLLM runs now; None outside of steps."""
+        metadata = self._get_connector_metadata() if self.has_connector_metadata() else None
+        return metadata.orders if isinstance(metadata, api.ConnectorMetadata) else None
+
+    def _end_step(self) -> None:
+        if self._worker is not None and (orders := self._orders()) is not None:
+            self._worker.end_step(orders)
 
 
 class LMCacheRsConnector(LMCacheConnectorV1):

@@ -113,20 +113,26 @@ class CudaMover:
             job, _, moved, began = self._loads_now.popleft()
             self._ended.append((job, moved, time.perf_counter() - began))
 
-    def close(self) -> None:
-        """End the copies and their thread; what ended until then can still be polled. Safe twice."""
+    def close(self) -> bool:
+        """End the copies and their thread; what ended until then can still be polled. Safe twice.
+
+        Whether the GPU touches nothing any more.
+        """
         if self._closed:
-            return
+            return self._mover.close(0)
         try:
             self._mover.drain(CLOSE_S_MAX)
         except DeviceError as error:
             logger.warning("copies with the GPU failed before they were closed: %s", error)
         self._ended += self._mover.poll()
         self._closed = True
-        if not self._mover.close(0):
+        # The first call gives up what was not submitted and says so; a second one tells whether the rest has ended.
+        ended = self._mover.close(0) or self._mover.close(0)
+        if not ended:
             logger.warning(
                 "the GPU did not end its copies in %.0f s: their memory is never freed", CLOSE_S_MAX
             )
+        return ended
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream(self._device).cuda_stream)
