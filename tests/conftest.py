@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import prepare_model
 import tiny_model as tiny_model_script
 from progress import CommandError
-from support import RunScript, lack, require_markers
+from support import RunScript, hash_of, lack, require_markers
 from vllm_scenarios import Run, Steps
 
 SCENARIO = Path(__file__).with_name("scenario.py")
@@ -42,11 +41,6 @@ def smollm2() -> Path:
     except CommandError as error:
         lack(f"SmolLM2 could not be downloaded: {error}")
     return prepare_model.SMOLLM2
-
-
-def hash_of(path: Path) -> str:
-    """A short name for a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 @pytest.fixture

@@ -189,9 +189,8 @@ class Scenario:
         import numpy
 
         rows = numpy.from_dlpack(worker_side()._mover._pool)
-        stats, layers = handle().stats(), self.llm.llm_engine.model_config.hf_config.num_hidden_layers
-        used = int(stats["rows"] - stats["free"])
-        row_bytes = worker_side()._mover._pool.row_bytes
+        layers = self.llm.llm_engine.model_config.hf_config.num_hidden_layers
+        used, row_bytes = self._used_rows(), worker_side()._mover._pool.row_bytes
         rows[:used, :row_bytes] = numpy.roll(rows[:used, :row_bytes], row_bytes // layers, axis=1)
 
     def swap_prompts(self) -> None:
@@ -199,8 +198,13 @@ class Scenario:
         import numpy
 
         rows = numpy.from_dlpack(worker_side()._mover._pool)
-        used = int(handle().stats()["rows"] - handle().stats()["free"]) // 2 * 2
+        used = self._used_rows() // 2 * 2
         rows[:used] = numpy.roll(rows[:used], used // 2, axis=0)
+
+    def _used_rows(self) -> int:
+        """Rows of the pool that hold something, one for each cache group, if none ever left."""
+        stats = handle().stats()
+        return int(stats["rows"] - stats["free"]) * len(handle()._scheduler.groups)
 
     def fail_loads(self, count: int) -> None:
         """The next `count` loads raise in the mover."""

@@ -13,7 +13,7 @@ import pytest
 import setup_env
 import vllm_versions
 from support import lack
-from vllm_scenarios import ABORTS, BATCH, HITS, LIFE, LONG, Run, Steps, connector, generate
+from vllm_scenarios import HITS, LIFE, WHOLE_LIFE, Run, Steps, check_whole_life, connector, with_control
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -26,24 +26,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "llm": {"enable_prefix_caching": True},
     },
 }
-OTHER = [[7, 3000]]
-FAILURES: Steps = [
-    ("fail_loads", {"count": 2}),
-    generate(LONG, *BATCH),
-    generate(LONG, *BATCH),
-]
-SAME: Steps = [*LIFE, *ABORTS, *FAILURES]
-"""All of it in one engine: starting one takes as long as running this."""
-CONTROL: Steps = [
-    ("settle", {}),
-    ("preemptions", {}),
-    ("stats", {}),
-    ("reset", {"connector": False}),
-    ("swap_layers", {}),
-    generate(LONG),
-    generate(OTHER),
-    ("version", {}),
-]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -55,23 +37,14 @@ def test_a_life_of_requests_aborts_and_failures(
         pytest.skip("only CPU builds are unpacked")
     if not vllm_versions.is_installed(version):
         lack(f"vLLM {version} is not installed (make versions VERSIONS={version} installs it)")
-    expected = baseline(SAME).tokens()
+    expected = baseline(WHOLE_LIFE)
     options = dict(VARIANTS[variant])
     cache = connector(**options.pop("extra"))
     path = os.pathsep.join(map(str, vllm_versions.search_path(version)))
-    run = run_scenario([*SAME, *CONTROL], connector=cache, env={"PYTHONPATH": path}, **options)
-    *tokens, wrong_long, wrong_other = run.tokens()
-    preemptions, stats, *_, used = (run.results[i] for i in range(-7, 0))
-    assert used.startswith(version)
-    assert tokens == expected
-    # The negative control: of other KV other tokens are made, so equal ones prove something.
-    assert wrong_long != tokens[LIFE.index(generate(LONG))]
-    assert wrong_other != tokens[len(LIFE) + 2]
-    assert preemptions > 0
-    assert stats["leases"] == stats["reserved"] == stats["leaving"] == 0
-    assert stats["free"] + stats["visible"] == stats["rows"]
-    assert stats["loads"] > 0
-    assert not [name for name in stats if name.startswith("errors:") and name != "errors:load"], stats
+    steps: Steps = [*with_control(WHOLE_LIFE), ("version", {})]
+    run = run_scenario(steps, connector=cache, env={"PYTHONPATH": path}, **options)
+    assert run.results.pop().startswith(version)
+    stats = check_whole_life(run, expected, WHOLE_LIFE)
     if variant == "asynchronous":
         assert run.results[len(LIFE) + 2]["loading"] == 1, "the abort met the load in flight"
         assert stats["failed_loads"] == 2

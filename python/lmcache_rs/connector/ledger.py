@@ -7,6 +7,7 @@ from typing import Any
 
 from lmcache_rs._core import Index, Lease, Reservation
 from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.orders import BrokenLoad, JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
 from lmcache_rs.connector.requests import Record
@@ -62,11 +63,12 @@ class Ledger:
     """
 
     def __init__(
-        self, index: Index, held: HeldBlocks, ranks: int, counters: Counters, barrier: Barrier
+        self, index: Index, held: HeldBlocks, geometry: Geometry, counters: Counters, barrier: Barrier
     ) -> None:
         self._index = index
         self._held = held
-        self._ranks = ranks
+        self._ranks = geometry.ranks
+        self._rows_per_slot = len(geometry.groups)
         self._counters = counters
         self._barrier = barrier
         self._ids = itertools.count(1)
@@ -124,9 +126,10 @@ class Ledger:
             except BaseException as error:
                 self._barrier.report("acknowledge", error)
         failed = self._settle(loads, stores)
-        if acks.rows is not None and acks.rows < self._index.rows:
-            logger.warning("a worker has room for %d rows only, %d were planned", acks.rows, self._index.rows)
-            self._index.shrink(acks.rows)
+        slots = self._index.rows if acks.rows is None else acks.rows // self._rows_per_slot
+        if slots < self._index.rows:
+            logger.warning("a worker has room for %d blocks only, %d were planned", slots, self._index.rows)
+            self._index.shrink(slots)
         return failed
 
     def _merge(self, job_id: int, result: JobResult, loads: list[LoadJob], stores: list[StoreJob]) -> None:

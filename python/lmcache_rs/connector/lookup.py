@@ -37,6 +37,8 @@ class LookupRules:
 
     tails: bool
     asynchronous: bool
+    asynchronous_only: bool
+    """Whether no load may hold the step, because vLLM could not take back a failed one."""
     sync_bytes_max: int
     """Loads up to this many bytes hold the step, and all loads of a request that is alone; 0: none ever does."""
     min_tokens: int
@@ -46,12 +48,13 @@ class LookupRules:
     pending_s_max: float
 
     @classmethod
-    def of(cls, config: Config, device: str) -> "LookupRules":
+    def of(cls, config: Config, device: str, asynchronous_only: bool) -> "LookupRules":
         """What `config` says for KV on `device`."""
         limit = config.sync_load_max_bytes
         return cls(
             tails=config.tails,
             asynchronous=config.enable_async_loading,
+            asynchronous_only=asynchronous_only,
             sync_bytes_max=SYNC_LOAD_BYTES[device] if limit is None else limit,
             min_tokens=config.min_retrieve_tokens,
             max_tokens=config.max_tokens_per_load,
@@ -67,14 +70,14 @@ class Lookup:
         self,
         index: Index,
         block_size: int,
-        row_bytes: int,
+        slot_bytes: int,
         rules: LookupRules,
         counters: Counters,
         tail_hash: TailHash,
     ) -> None:
         self._index = index
         self._block_size = block_size
-        self._row_bytes = row_bytes
+        self._slot_bytes = slot_bytes
         self._rules = rules
         self._counters = counters
         self._tail_hash = tail_hash
@@ -161,18 +164,21 @@ class Lookup:
         self._note(record, hit, num_computed, reason)
         if reason is not None:
             return nothing
-        load_bytes = (-(-total // size) - num_computed // size) * self._row_bytes
-        limit = self._rules.sync_bytes_max
-        asynchronous = self._rules.asynchronous and load_bytes > limit and not (alone and limit)
-        plan = Plan(
-            num_computed,
-            request.num_tokens,
-            epoch,
-            total - num_computed if asynchronous else need,
-            asynchronous,
-        )
+        asynchronous = self._holds_nobody(-(-total // size) - num_computed // size, alone)
+        if asynchronous and not self._rules.asynchronous_only:
+            # VLLM computes the last token all the same. Where it drops blocks out of the window of the token after
+            # that one, it would drop one that the last token still needs.
+            need = total - num_computed
+        plan = Plan(num_computed, request.num_tokens, epoch, need, asynchronous)
         self._keep(plan, match)
         return plan
+
+    def _holds_nobody(self, slots: int, alone: bool) -> bool:
+        """Whether to load so many slots beside the steps of other requests."""
+        rules, limit = self._rules, self._rules.sync_bytes_max
+        if rules.asynchronous_only:
+            return True
+        return rules.asynchronous and slots * self._slot_bytes > limit and not (alone and limit)
 
     def _why_not(self, record: Record, match: Match, need: int) -> str | None:
         if need >= max(1, self._rules.min_tokens):

@@ -34,7 +34,9 @@ class Record:
     may_store: bool
     plan: Plan | None = None
     table: list[int] = field(default_factory=list)
-    """Block ids by position, as of the last step in which the request was scheduled."""
+    """Block ids by position, of each cache group, as of the last step in which the request was scheduled."""
+    gap: bool = False
+    """Blocks left the request before they were stored: what comes after them cannot be found."""
     tail: tuple[int, bytes] | None = None
     """(number of tokens, hash) of the partial last block, computed once."""
     tail_stored: bool = False
