@@ -189,7 +189,9 @@ class Scenario:
         import numpy
 
         rows = numpy.from_dlpack(worker_side()._mover._pool)
-        layers = self.llm.llm_engine.model_config.hf_config.num_hidden_layers
+        layers = self.llm.llm_engine.model_config.hf_config.num_hidden_layers // len(
+            handle()._scheduler.groups
+        )
         used, row_bytes = self._used_rows(), worker_side()._mover._pool.row_bytes
         rows[:used, :row_bytes] = numpy.roll(rows[:used, :row_bytes], row_bytes // layers, axis=1)
 
