@@ -43,19 +43,26 @@ class Scenario:
         self.llm = LLM(model=model, **(options | llm))
         self.ids = 0
         self.preempted = 0
-        self._count_preemptions()
+        self.drafted = 0
+        self._count_preemptions_and_drafts()
 
-    def _count_preemptions(self) -> None:
+    def _count_preemptions_and_drafts(self) -> None:
         core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
         if core is None:  # the scheduler lives in another process
             return
-        preempt = core.scheduler._preempt_request
+        preempt, schedule = core.scheduler._preempt_request, core.scheduler.schedule
 
-        def counting(*arguments: Any, **options: Any) -> Any:
+        def preempting(*arguments: Any, **options: Any) -> Any:
             self.preempted += 1
             return preempt(*arguments, **options)
 
-        core.scheduler._preempt_request = counting
+        def scheduling(*arguments: Any, **options: Any) -> Any:
+            output = schedule(*arguments, **options)
+            self.drafted += sum(map(len, output.scheduled_spec_decode_tokens.values()))
+            return output
+
+        core.scheduler._preempt_request = preempting
+        core.scheduler.schedule = scheduling
 
     def sampling(self, max_tokens: int, params: dict[str, Any] | None = None, **options: Any) -> Any:
         from vllm import SamplingParams
@@ -76,11 +83,16 @@ class Scenario:
         max_tokens: int = 8,
         params: dict[str, Any] | None = None,
         salt: str | None = None,
+        turns: int = 1,
     ) -> dict[str, Any]:
-        requests = [
-            {"prompt_token_ids": tokens_of(p)} | ({"cache_salt": salt} if salt else {}) for p in prompts
-        ]
-        outputs = self.llm.generate(requests, self.sampling(max_tokens, params), use_tqdm=False)
+        """The answers to the prompts; with several turns, that to the prompt and all earlier answers."""
+        extra = {"cache_salt": salt} if salt else {}
+        texts = [tokens_of(p) for p in prompts]
+        for turn in range(turns):
+            requests = [{"prompt_token_ids": text, **extra} for text in texts]
+            outputs = self.llm.generate(requests, self.sampling(max_tokens, params), use_tqdm=False)
+            if turn + 1 < turns:
+                texts = [t + list(o.outputs[0].token_ids) for t, o in zip(texts, outputs, strict=True)]
         return {
             "tokens": [list(o.outputs[0].token_ids) for o in outputs],
             "cached": [o.num_cached_tokens for o in outputs],
@@ -147,6 +159,19 @@ class Scenario:
     def clear(self) -> int:
         return int(handle().clear())
 
+    def clear_during(self, prompt: Any, after: int) -> None:
+        """Run a request, and forget all that is stored after so many of its steps."""
+        engine = self.llm.llm_engine
+        self.ids += 1
+        engine.add_request(f"cleared-{self.ids}", {"prompt_token_ids": tokens_of(prompt)}, self.sampling(8))
+        for step in range(1000):
+            if step == after:
+                handle().clear()
+            if not engine.has_unfinished_requests():
+                return
+            engine.step()
+        raise RuntimeError("the request does not end")
+
     def destroy(self) -> None:
         from lmcache_rs.integration.vllm.utils import ENGINE_NAME
         from lmcache_rs.v1.cache_engine import LMCacheEngineBuilder
@@ -176,6 +201,36 @@ class Scenario:
     def preemptions(self) -> int:
         return self.preempted
 
+    def drafts(self) -> int:
+        """Tokens that were proposed for a step without being known yet."""
+        return self.drafted
+
+    def watch_copies(self) -> None:
+        """From now on compare the bytes of blocks and rows after every copy."""
+        import numpy
+
+        core = self.llm.llm_engine.engine_core.engine_core
+        tensors = core.model_executor.driver_worker.worker.model_runner.kv_caches
+        mover = worker_side()._mover
+        pool, self.compared, self.unequal = numpy.from_dlpack(mover._pool), 0, 0
+
+        def watched(copy: Any) -> Any:
+            def copying(job: int, rows: Any, blocks: Any) -> None:
+                copy(job, rows, blocks)
+                for row, block in zip(rows, blocks, strict=True):
+                    kv = b"".join(bytes(t[int(block)].view(-1).view(UINT8).numpy()) for t in tensors)
+                    self.compared += 1
+                    self.unequal += kv != bytes(pool[row, : len(kv)])
+
+            return copying
+
+        from torch import uint8 as UINT8  # noqa: N812
+
+        mover.store, mover.load_now = watched(mover.store), watched(mover.load_now)
+
+    def copies(self) -> dict[str, int]:
+        return {"compared": self.compared, "unequal": self.unequal}
+
     def version(self) -> str:
         import vllm
 
@@ -189,9 +244,8 @@ class Scenario:
         import numpy
 
         rows = numpy.from_dlpack(worker_side()._mover._pool)
-        layers = self.llm.llm_engine.model_config.hf_config.num_hidden_layers // len(
-            handle()._scheduler.groups
-        )
+        layers = self.llm.llm_engine.model_config.hf_config.num_hidden_layers
+        layers = max(2, layers // len(handle()._scheduler.groups))
         used, row_bytes = self._used_rows(), worker_side()._mover._pool.row_bytes
         rows[:used, :row_bytes] = numpy.roll(rows[:used, :row_bytes], row_bytes // layers, axis=1)
 

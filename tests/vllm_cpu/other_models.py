@@ -56,6 +56,25 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+CONFIG_ONLY: dict[str, dict[str, Any]] = {
+    # Two layers with recurrent state, two with attention. Runs with vLLM's dummy weights.
+    "recurrent": {
+        "model_type": "qwen3_next",
+        "architectures": ["Qwen3NextForCausalLM"],
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 128,
+        "dtype": "bfloat16",
+    },
+}
+
 
 def main() -> None:
     import torch
@@ -63,7 +82,10 @@ def main() -> None:
 
     name, folder = sys.argv[1:]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**(COMMON | MODELS[name]))
+    config = AutoConfig.for_model(**(COMMON | (MODELS | CONFIG_ONLY)[name]))
+    if name in CONFIG_ONLY:
+        config.save_pretrained(folder)
+        return
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter, weight in model.named_parameters():
