@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from support import RunScript, hash_of, lack, require_markers
 from vllm_scenarios import Run, Steps
 
 SCENARIO = Path(__file__).with_name("scenario.py")
+OTHER_MODELS = Path(__file__).with_name("other_models.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -31,6 +33,22 @@ def tiny_model() -> Path:
     """
     version = hash_of(Path(tiny_model_script.__file__))
     return tiny_model_script.make_tiny_model(prepare_model.MODELS / f"tiny-{version}")
+
+
+@pytest.fixture
+def other_model(run_script: RunScript) -> Callable[[str], Path]:
+    """`other_model(name)`: one of other_models.py, made once for each version of that script."""
+
+    def make(name: str) -> Path:
+        path = prepare_model.MODELS / f"{name}-{hash_of(OTHER_MODELS)}"
+        if not path.exists():
+            prepare_model.MODELS.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=prepare_model.MODELS, prefix="unfinished-") as folder:
+                run_script(OTHER_MODELS, name, Path(folder) / "model")
+                (Path(folder) / "model").rename(path)
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")
