@@ -85,14 +85,15 @@ class Scenario:
         salt: str | None = None,
         turns: int = 1,
     ) -> dict[str, Any]:
-        """The answers to the prompts; with several turns, that to the prompt and all earlier answers."""
+        """The answers to the prompts; with several turns, that to the prompt and all earlier answers and questions."""
         extra = {"cache_salt": salt} if salt else {}
         texts = [tokens_of(p) for p in prompts]
         for turn in range(turns):
             requests = [{"prompt_token_ids": text, **extra} for text in texts]
             outputs = self.llm.generate(requests, self.sampling(max_tokens, params), use_tqdm=False)
             if turn + 1 < turns:
-                texts = [t + list(o.outputs[0].token_ids) for t, o in zip(texts, outputs, strict=True)]
+                answers = [list(o.outputs[0].token_ids) for o in outputs]
+                texts = [t + a + tokens_of([[99, 7]]) for t, a in zip(texts, answers, strict=True)]
         return {
             "tokens": [list(o.outputs[0].token_ids) for o in outputs],
             "cached": [o.num_cached_tokens for o in outputs],
