@@ -50,7 +50,7 @@ def watch() -> Watch:
 
 NAMES = sorted({key.name.replace("*", "x") for key in (*others.OTHER_KEYS, *honoured_keys().values())})
 ATTACKS = [
-    "!!python/object/apply:os.system ['touch /tmp/owned']",
+    "!!python/object/apply:os.system ['true']",
     "!!python/object/new:subprocess.Popen [['true']]",
     "!!python/name:os.system",
     "!!python/module:antigravity",
@@ -58,8 +58,8 @@ ATTACKS = [
     "!!binary gASVJAAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOUjAh0b3VjaCAveJSFlFKULg==",
     "__import__('os').system('true')",
     "${jndi:ldap://x}",
-    "$(touch /tmp/owned)",
-    "`touch /tmp/owned`",
+    "$(true)",
+    "`true`",
     "{{7*7}}",
     "&a [*a, *a]",
     "&a {a: *a}",
