@@ -46,7 +46,7 @@ class Scenario(Damage):
         self.ids = 0
         self.preempted = 0
         self.layers_joined = 0
-        self.joined_early = 0
+        self.told_early: set[int] = set()
         self._count_preemptions()
 
     def _count_preemptions(self) -> None:
@@ -191,20 +191,18 @@ class Scenario(Damage):
         return self.preempted
 
     def tell_loads_early(self) -> None:
-        """From now on vLLM is told of asynchronous loads as soon as they began; `early_joins` counts the waits."""
+        """From now on vLLM is told of asynchronous loads as soon as they began; `early_loads` counts them."""
         worker = worker_side()
         worker._pace.lead = lambda: 1.0
-        worker._mover.settle_loads = lambda _seconds: list(worker._async_loads)
-        join = worker._mover.join_load
 
-        def counting(job: int, layer: int | None = None) -> None:
-            self.joined_early += job in worker._early
-            join(job, layer)
+        def settle_loads(_seconds: float) -> list[int]:
+            self.told_early.update(worker._async_loads)
+            return list(worker._async_loads)
 
-        worker._mover.join_load = counting
+        worker._mover.settle_loads = settle_loads
 
-    def early_joins(self) -> int:
-        return self.joined_early
+    def early_loads(self) -> int:
+        return len(self.told_early)
 
     def load_by_layers(self) -> None:
         """From now on synchronous loads of any size come by layers; `layer_joins` counts what the forward waits for."""

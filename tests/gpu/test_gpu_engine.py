@@ -49,7 +49,7 @@ def test_a_life_of_requests(
     cache = connector(name=NAME, **options.pop("extra", {}))
     llm, env = BASE | options.pop("llm", {}), ENV | options.pop("env", {})
     before: Steps = options.pop("before", [])
-    after: Steps = [("early_joins", {}), ("layer_joins", {}), ("settle", {}), ("stats", {})]
+    after: Steps = [("early_loads", {}), ("layer_joins", {}), ("settle", {}), ("stats", {})]
     run = run_scenario([*before, *LIFE, *after], connector=cache, llm=llm, env=env)
     assert run.tokens() == baseline(LIFE, llm=llm, env=env).tokens()
     stats = run.results[-1]
@@ -110,6 +110,8 @@ def test_first_tokens_of_200_prompts(kind: str, run_scenario: Callable[..., Run]
     cold, _, warm, _, wrong = run.results
     clear = [i for i, lead in enumerate(cold["leads"]) if lead > 0.1]
     assert len(clear) > 100
-    assert [cold["first"][i] for i in clear] == [warm["first"][i] for i in clear]
+    same = sum(cold["first"][i] == warm["first"][i] for i in clear)
+    # A prefill reads its own keys and values before they are rounded to 8 bits, a hit reads them after.
+    assert same >= len(clear) * (0.95 if kind == "fp8" else 1)
     assert sum(warm["cached"]) == sum(wrong["cached"]) == sum(150 + i - 1 for i in range(200))
     assert sum(cold["first"][i] != wrong["first"][i] for i in clear) > len(clear) // 2, "the control"

@@ -40,7 +40,7 @@ def test_a_life_of_requests(
     options = dict(VARIANTS[variant])
     cache = connector(**options.pop("extra", {}))
     before: Steps = options.pop("before", [])
-    after: Steps = [("early_joins", {}), ("layer_joins", {}), ("preemptions", {}), ("stats", {})]
+    after: Steps = [("early_loads", {}), ("layer_joins", {}), ("preemptions", {}), ("stats", {})]
     run = run_scenario([*before, *LIFE, *after], connector=cache, **options)
     assert run.tokens() == baseline(LIFE).tokens()
     assert run.results[-2] > 0, "some requests were preempted and resumed"
