@@ -99,8 +99,13 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
             return self._worker.take_bad_blocks()
         except BaseException as error:
             self._barrier.report("get_block_ids_with_load_errors", error)
-            orders = self._orders() or StepOrders()
-            return self._worker.bad_blocks | orders.blocks_of_synchronous_loads()
+            return self._doubtful_blocks()
+
+    @guard(set)
+    def _doubtful_blocks(self) -> set[int]:
+        orders = self._orders() or StepOrders()
+        bad = self._worker.bad_blocks if self._worker is not None else set()
+        return bad | orders.blocks_of_synchronous_loads()
 
     @guard(lambda: None)
     def build_connector_worker_meta(self) -> Any:
