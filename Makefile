@@ -15,7 +15,7 @@ help:
 	@echo "Usage: make TARGET [VENV=folder, default .venv] [PYTHON=python3.11 or newer]"
 	@echo
 	@sed -n 's/^\.PHONY: \([a-z-]*\)  ## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
+		while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo  ## Show what the cache brings on a small model: set up, run without and with it, compare.
 demo: setup model
@@ -35,7 +35,7 @@ test-rust: setup
 	@cargo test --quiet --workspace --exclude lmcache-py --doc
 	@# Interleavings: with these features locks and threads are those of a model checker.
 	@cargo test --quiet --package lmcache-core --features loom --test loom_index
-	@cargo test --quiet --package lmcache-core --features shuttle --test shuttle_engine
+	@cargo test --quiet --package lmcache-core --features shuttle --lib schedules
 
 .PHONY: test-python  ## Run the tests of the Python package, the connector and the examples.
 test-python: setup model
@@ -49,6 +49,14 @@ soak: setup model
 coverage: setup
 	@cargo tarpaulin --version >/dev/null 2>&1 || { echo "FAILED: cargo install cargo-tarpaulin"; exit 1; }
 	cargo tarpaulin --engine ptrace --package lmcache-core --include-files 'rust/core/src/*' --fail-under 90
+.PHONY: versions  ## Unpack other versions of vLLM into .vllm (VERSIONS="0.26.0 0.31.0"; default: those that CI runs).
+versions: setup
+	@$(BIN)/python scripts/vllm_versions.py $(VERSIONS)
+
+.PHONY: test-versions  ## Run the real engine of other versions of vLLM (VERSIONS as above).
+test-versions: versions model
+	@VLLM_VERSIONS="$(VERSIONS)" OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+		$(BIN)/python -m pytest tests/versions $(PYTEST_ARGS)
 
 .PHONY: lint  ## Check format, style and types, and the stub against the extension module.
 lint: setup
@@ -100,6 +108,6 @@ clean:
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find python tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: distclean  ## Remove the environment and the models too.
+.PHONY: distclean  ## Remove the environment, the models and the other versions of vLLM too.
 distclean: clean
-	rm -rf .venv .models
+	rm -rf .venv .models .vllm

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import pytest
 import prepare_model
 import tiny_model as tiny_model_script
 from progress import CommandError
-from support import RunScript, Soak, lack, require_markers
+from support import RunScript, Soak, hash_of, lack, require_markers
 from vllm_scenarios import Run, Steps
 
 SCENARIO = Path(__file__).with_name("scenario.py")
+OTHER_MODELS = Path(__file__).with_name("other_models.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -57,6 +58,22 @@ def tiny_model() -> Path:
     return tiny_model_script.make_tiny_model(prepare_model.MODELS / f"tiny-{version}")
 
 
+@pytest.fixture
+def other_model(run_script: RunScript) -> Callable[[str], Path]:
+    """`other_model(name)`: one of other_models.py, made once for each version of that script."""
+
+    def make(name: str) -> Path:
+        path = prepare_model.MODELS / f"{name}-{hash_of(OTHER_MODELS)}"
+        if not path.exists():
+            prepare_model.MODELS.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=prepare_model.MODELS, prefix="unfinished-") as folder:
+                run_script(OTHER_MODELS, name, Path(folder) / "model")
+                (Path(folder) / "model").rename(path)
+        return path
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, with its tokenizer."""
@@ -65,11 +82,6 @@ def smollm2() -> Path:
     except CommandError as error:
         lack(f"SmolLM2 could not be downloaded: {error}")
     return prepare_model.SMOLLM2
-
-
-def hash_of(path: Path) -> str:
-    """A short name for a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 @pytest.fixture

@@ -47,19 +47,26 @@ class Scenario(Damage):
         self.preempted = 0
         self.layers_joined = 0
         self.told_early: set[int] = set()
-        self._count_preemptions()
+        self.drafted = 0
+        self._count_preemptions_and_drafts()
 
-    def _count_preemptions(self) -> None:
+    def _count_preemptions_and_drafts(self) -> None:
         core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
         if core is None:  # the scheduler lives in another process
             return
-        preempt = core.scheduler._preempt_request
+        preempt, schedule = core.scheduler._preempt_request, core.scheduler.schedule
 
-        def counting(*arguments: Any, **options: Any) -> Any:
+        def preempting(*arguments: Any, **options: Any) -> Any:
             self.preempted += 1
             return preempt(*arguments, **options)
 
-        core.scheduler._preempt_request = counting
+        def scheduling(*arguments: Any, **options: Any) -> Any:
+            output = schedule(*arguments, **options)
+            self.drafted += sum(map(len, output.scheduled_spec_decode_tokens.values()))
+            return output
+
+        core.scheduler._preempt_request = preempting
+        core.scheduler.schedule = scheduling
 
     def sampling(self, max_tokens: int, params: dict[str, Any] | None = None, **options: Any) -> Any:
         from vllm import SamplingParams
@@ -81,16 +88,23 @@ class Scenario(Damage):
         params: dict[str, Any] | None = None,
         salt: str | None = None,
         adapter: list[Any] | None = None,
+        turns: int = 1,
     ) -> dict[str, Any]:
-        requests = [
-            {"prompt_token_ids": tokens_of(p)} | ({"cache_salt": salt} if salt else {}) for p in prompts
-        ]
+        """The answers to the prompts; with several turns, that to the prompt and all earlier answers and questions."""
+        extra = {"cache_salt": salt} if salt else {}
         options: dict[str, Any] = {"use_tqdm": False}
         if adapter is not None:
             from vllm.lora.request import LoRARequest
 
             options["lora_request"] = LoRARequest(*adapter)
-        return told(self.llm.generate(requests, self.sampling(max_tokens, params), **options))
+        texts = [tokens_of(p) for p in prompts]
+        for turn in range(turns):
+            requests = [{"prompt_token_ids": text, **extra} for text in texts]
+            outputs = self.llm.generate(requests, self.sampling(max_tokens, params), **options)
+            if turn + 1 < turns:
+                answers = [list(o.outputs[0].token_ids) for o in outputs]
+                texts = [t + a + tokens_of([[99, 7]]) for t, a in zip(texts, answers, strict=True)]
+        return told(outputs)
 
     def embed(self, seed: int, count: int) -> dict[str, Any]:
         """Generate from random prompt embeddings of the model's size."""
@@ -161,6 +175,19 @@ class Scenario(Damage):
     def clear(self) -> int:
         return int(handle().clear())
 
+    def clear_during(self, prompt: Any, after: int) -> None:
+        """Run a request, and forget all that is stored after so many of its steps."""
+        engine = self.llm.llm_engine
+        self.ids += 1
+        engine.add_request(f"cleared-{self.ids}", {"prompt_token_ids": tokens_of(prompt)}, self.sampling(8))
+        for step in range(1000):
+            if step == after:
+                handle().clear()
+            if not engine.has_unfinished_requests():
+                return
+            engine.step()
+        raise RuntimeError("the request does not end")
+
     def destroy(self) -> None:
         from lmcache_rs.integration.vllm.utils import ENGINE_NAME
         from lmcache_rs.v1.cache_engine import LMCacheEngineBuilder
@@ -189,6 +216,41 @@ class Scenario(Damage):
 
     def preemptions(self) -> int:
         return self.preempted
+
+    def drafts(self) -> int:
+        """Tokens that were proposed for a step without being known yet."""
+        return self.drafted
+
+    def watch_copies(self) -> None:
+        """From now on compare the bytes of blocks and rows after every copy."""
+        import numpy
+
+        core = self.llm.llm_engine.engine_core.engine_core
+        tensors = core.model_executor.driver_worker.worker.model_runner.kv_caches
+        mover = worker_side()._mover
+        pool, self.compared, self.unequal = numpy.from_dlpack(mover._pool), 0, 0
+
+        def watched(copy: Any) -> Any:
+            def copying(job: int, rows: Any, blocks: Any, *options: Any) -> None:
+                copy(job, rows, blocks, *options)
+                for row, block in zip(rows, blocks, strict=True):
+                    kv = b"".join(bytes(t[int(block)].view(-1).view(UINT8).numpy()) for t in tensors)
+                    self.compared += 1
+                    self.unequal += kv != bytes(pool[row, : len(kv)])
+
+            return copying
+
+        from torch import uint8 as UINT8  # noqa: N812
+
+        mover.store, mover.load_now = watched(mover.store), watched(mover.load_now)
+
+    def copies(self) -> dict[str, int]:
+        return {"compared": self.compared, "unequal": self.unequal}
+
+    def version(self) -> str:
+        import vllm
+
+        return str(vllm.__version__)
 
     def tell_loads_early(self) -> None:
         """From now on vLLM is told of asynchronous loads as soon as they began; `early_loads` counts them."""

@@ -16,9 +16,9 @@ class Damage:
         import numpy
 
         rows = numpy.from_dlpack(worker_side()._mover._pool)
-        stats, layers = handle().stats(), self.llm.llm_engine.model_config.hf_config.num_hidden_layers
-        used = int(stats["rows"] - stats["free"])
-        row_bytes = worker_side()._mover._pool.row_bytes
+        layers = self.llm.llm_engine.model_config.hf_config.num_hidden_layers
+        layers = max(2, layers // len(handle()._scheduler.groups))
+        used, row_bytes = used_rows(), worker_side()._mover._pool.row_bytes
         rows[:used, :row_bytes] = numpy.roll(rows[:used, :row_bytes], row_bytes // layers, axis=1)
 
     def swap_prompts(self) -> None:
@@ -26,7 +26,7 @@ class Damage:
         import numpy
 
         rows = numpy.from_dlpack(worker_side()._mover._pool)
-        used = int(handle().stats()["rows"] - handle().stats()["free"]) // 2 * 2
+        used = used_rows() // 2 * 2
         rows[:used] = numpy.roll(rows[:used], used // 2, axis=0)
 
     def fail_loads(self, count: int) -> None:
@@ -71,6 +71,12 @@ def failing(call: Any, left: list[int]) -> Any:
         return call(*arguments)
 
     return wrapped
+
+
+def used_rows() -> int:
+    """Rows of the pool that hold something, one for each cache group, if none ever left."""
+    stats = handle().stats()
+    return int(stats["rows"] - stats["free"]) * len(handle()._scheduler.groups)
 
 
 def handle() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 import signal
@@ -48,6 +49,11 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         **(extra or {}),
     }
+
+
+def hash_of(path: Path) -> str:
+    """A short name for a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 class RunScript:

@@ -59,3 +59,43 @@ LIFE: Steps = [
     generate(SHORT, *BATCH, EXTENDED),
 ]
 HITS = {1: [299], 3: [255], 5: [2999], 6: [2560]}
+
+OTHER = [[7, 3000]]
+
+# Aborted before, during and after a load.
+ABORTS: Steps = [
+    generate(LONG),
+    ("abort", {"prompt": LONG, "after": 0}),
+    ("abort", {"prompt": LONG, "after": 1, "hold_loads": True}),
+    ("abort", {"prompt": LONG, "after": 8}),
+    generate(LONG),
+    ("abort", {"prompt": OTHER, "after": 2}),
+    generate(OTHER),
+    generate(OTHER, LONG),
+]
+FAILURES: Steps = [("fail_loads", {"count": 2}), generate(LONG, *BATCH), generate(LONG, *BATCH)]
+
+# All of it in one engine, where starting one takes as long as running this.
+WHOLE_LIFE: Steps = [*LIFE, *ABORTS, *FAILURES]
+
+
+def with_control(steps: Steps) -> Steps:
+    """The steps, what came of them, and a negative control: LONG from the cache, whole and then damaged."""
+    ending: Steps = [("settle", {}), ("preemptions", {}), ("stats", {})]
+    control: Steps = [("reset", {"connector": False}), ("swap_layers", {}), generate(LONG)]
+    return [*steps, *ending, generate(LONG), *control]
+
+
+def check_whole_life(run: Run, expected: Run, steps: Steps, preempts: bool = True) -> dict[str, float]:
+    """The tokens of `with_control(steps)`, which begin with WHOLE_LIFE, and a clean end. Returns statistics."""
+    *tokens, right, wrong = run.tokens()
+    assert tokens == expected.tokens()
+    assert right == tokens[LIFE.index(generate(LONG))] != wrong, "the control: other KV, other tokens"
+    assert run.cached(-1)[0] > 0
+    preemptions, stats = run.results[len(steps) + 1 : len(steps) + 3]
+    assert preemptions > 0 or not preempts, "some requests were preempted and resumed"
+    assert stats["leases"] == stats["reserved"] == stats["leaving"] == 0, stats
+    assert stats["free"] + stats["visible"] == stats["rows"], stats
+    assert stats["loads"] > 0
+    assert not [name for name in stats if name.startswith("errors:") and name != "errors:load"], stats
+    return dict(stats)

@@ -13,6 +13,24 @@ class FullAttentionSpec:
 
 
 class SlidingWindowSpec(FullAttentionSpec):
+    sliding_window = 100
+
+
+class WideSpec(FullAttentionSpec):
+    page_size_bytes = 8192
+
+
+WideSpec.__name__ = "FullAttentionSpec"
+
+
+class ReplayedSpec(SlidingWindowSpec):
+    prefix_replay_tokens = 100
+
+
+ReplayedSpec.__name__ = "SlidingWindowSpec"
+
+
+class MambaSpec(FullAttentionSpec):
     pass
 
 
@@ -22,13 +40,14 @@ def look(
     pool: int = 1 << 20,
     hashes: Any = None,
     speculative: Any = None,
+    fails_requests: bool = True,
     **sizes: int,
 ) -> Geometry | Declined:
     groups = [SimpleNamespace(kv_cache_spec=spec, layer_names=["a", "b"]) for spec in specs]
     cache = SimpleNamespace(kv_cache_groups=groups, num_blocks=10, hash_block_size=hashes)
     parallel = SimpleNamespace(world_size=2, **sizes)
     config = SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
-    return inspect(config, cache, device, pool)
+    return inspect(config, cache, device, pool, fails_requests=fails_requests)
 
 
 def test_what_is_served() -> None:
@@ -36,6 +55,15 @@ def test_what_is_served() -> None:
     assert look(device="cuda", speculative=object()) == Geometry(
         16, 8192, 128, ("a", "b"), 10, 2, "cuda", 2, drafts=True
     )
+
+
+def test_several_cache_groups_share_a_slot() -> None:
+    geometry = look((FullAttentionSpec(), SlidingWindowSpec(), SlidingWindowSpec()))
+    assert isinstance(geometry, Geometry)
+    assert geometry.windows == (0, 100, 100)
+    assert (geometry.row_bytes, geometry.rows) == (8192, 128)
+    assert (geometry.slot_bytes, geometry.slots) == (3 * 8192, 42)
+    assert geometry.layer_names == ("a", "b") * 3
 
 
 def test_engines_of_one_host_share_its_memory() -> None:
@@ -52,9 +80,14 @@ def test_engines_of_one_host_share_its_memory() -> None:
         ({"device": "rocm"}, "device", "'rocm' is not supported"),
         ({"decode_context_parallel_size": 2}, "context_parallel", "context parallelism"),
         ({"prefill_context_parallel_size": 2}, "context_parallel", "context parallelism"),
-        ({"specs": (FullAttentionSpec(), SlidingWindowSpec())}, "cache_groups", "2 KV cache groups"),
-        ({"specs": ()}, "cache_groups", "0 KV cache groups"),
-        ({"specs": (SlidingWindowSpec(),)}, "cache_spec", "SlidingWindowSpec is not supported"),
+        ({"specs": ()}, "cache_groups", "none"),
+        ({"specs": (FullAttentionSpec(), WideSpec())}, "cache_groups", "16 tokens in 8192 bytes"),
+        ({"specs": (FullAttentionSpec(), MambaSpec())}, "cache_spec", "MambaSpec is not supported"),
+        ({"specs": (ReplayedSpec(),)}, "cache_spec", "computes again"),
+        ({"specs": (SlidingWindowSpec(),), "fails_requests": False}, "cache_groups", "from vLLM 0.30 on"),
+        ({"specs": (FullAttentionSpec(),) * 2, "fails_requests": False}, "cache_groups", "from vLLM 0.30 on"),
+        ({"specs": (SlidingWindowSpec(),), "device": "cuda", "cuda": True}, "cache_groups", "on GPUs"),
+        ({"specs": (FullAttentionSpec(),) * 3, "pool": 16384}, "pool_too_small", "needs 24576"),
         ({"hashes": 8}, "hash_block_size", "block hashes of 8 tokens"),
     ],
 )

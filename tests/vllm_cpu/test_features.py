@@ -135,14 +135,3 @@ def test_what_is_declined_runs_without_a_cache(case: str, run_scenario: Callable
     run = run_scenario([generate(A), generate(A)], connector=connector(**extra), llm=llm)
     assert run.cached(1) == [0]
     assert line in run.log
-
-
-def test_a_model_with_several_cache_groups_is_declined(
-    run_scenario: Callable[..., Run], hybrid_model: Any
-) -> None:
-    llm = {"kv_cache_memory_bytes": 64 << 20}
-    plain = run_scenario([generate(A), generate(A)], llm=llm, model=hybrid_model)
-    run = run_scenario([generate(A), generate(A)], connector=connector(), llm=llm, model=hybrid_model)
-    assert run.tokens() == plain.tokens()
-    assert run.cached(1) == [0]
-    assert "KV cache groups (a hybrid model) are not supported yet" in run.log

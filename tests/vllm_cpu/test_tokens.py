@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_scenarios import BATCH, HITS, LIFE, LONG, Run, Steps, connector, generate
+from vllm_scenarios import ABORTS, BATCH, HITS, LIFE, LONG, Run, Steps, connector, generate
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -75,18 +75,6 @@ def test_wrong_kv_changes_the_tokens(damage: str, run_scenario: Callable[..., Ru
     long, short, wrong_long, wrong_short = run.tokens()
     assert long != wrong_long
     assert short != wrong_short
-
-
-ABORTS: Steps = [
-    generate(LONG),
-    ("abort", {"prompt": LONG, "after": 0}),
-    ("abort", {"prompt": LONG, "after": 1, "hold_loads": True}),
-    ("abort", {"prompt": LONG, "after": 8}),
-    generate(LONG),
-    ("abort", {"prompt": [[7, 3000]], "after": 2}),
-    generate([[7, 3000]]),
-    generate([[7, 3000]], LONG),
-]
 
 
 @pytest.mark.parametrize(

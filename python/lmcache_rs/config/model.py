@@ -75,7 +75,8 @@ class Config:
     enable_async_loading: bool = _key(
         True,
         v.boolean(),
-        "Load while other requests go on. False loads between two steps.",
+        "Load while other requests go on. False loads between two steps, except for models with sliding windows or "
+        "several kinds of attention, which always load so.",
         differs="false, so that each load holds every other request",
     )
     priority_limit: int | None = _key(

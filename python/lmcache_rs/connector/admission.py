@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmcache_rs.connector.groups import NULL_BLOCK, Groups
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup
 from lmcache_rs.connector.orders import BrokenLoad, LoadOrder
 from lmcache_rs.connector.requests import Plan, Record
 from lmcache_rs.connector.stats import Counters
-from lmcache_rs.connector.stores import NULL_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,10 @@ class Offer:
 class Admission:
     """Holds offers until vLLM takes them up, and the loads that came of them until the step is ordered."""
 
-    def __init__(self, lookup: Lookup, ledger: Ledger, block_size: int, counters: Counters) -> None:
+    def __init__(self, lookup: Lookup, ledger: Ledger, groups: Groups, counters: Counters) -> None:
         self._lookup = lookup
         self._ledger = ledger
-        self._block_size = block_size
+        self._groups = groups
         self._counters = counters
         self._offers: dict[str, Offer] = {}
         self._loads: list[LoadOrder] = []
@@ -51,9 +51,7 @@ class Admission:
             if tokens:
                 if plan is None:
                     raise LookupError(f"{tokens} tokens are to be loaded that were not offered")
-                first, end = plan.num_computed // self._block_size, plan.num_computed + tokens
-                last = -(-end // self._block_size)
-                self._order(step, record, plan, first, block_ids[first:last], end)
+                self._order(step, record, plan, block_ids, plan.num_computed + tokens)
                 ordered = True
         except BaseException:
             self._lookup.forget(record)
@@ -67,7 +65,8 @@ class Admission:
         offer = self._offers.pop(request_id, None)
         if offer is None or not tokens:
             return
-        blocks = np.array(block_ids[offer.num_computed // self._block_size :], dtype=np.uint32)
+        first = offer.num_computed // self._groups.block_size * len(self._groups)
+        blocks = np.array(block_ids[first:], dtype=np.uint32)
         end = offer.num_computed + tokens
         self._broken.append(self._ledger.open_broken(step, offer.record, blocks, end, offer.asynchronous))
 
@@ -77,15 +76,13 @@ class Admission:
         self._loads, self._broken = [], []
         return taken
 
-    def _order(
-        self, step: int, record: Record, plan: Plan, first: int, block_ids: list[int], end_tokens: int
-    ) -> None:
-        lease = plan.lease
-        count = len(block_ids)
-        rows = np.frombuffer(lease.rows(first), dtype=np.uint32)[:count] if lease is not None else ()
-        if lease is None or len(rows) != count:
-            raise LookupError(f"{count} blocks were promised, {len(rows)} rows are there")
-        blocks = np.array(block_ids, dtype=np.uint32)
+    def _order(self, step: int, record: Record, plan: Plan, block_ids: list[int], end_tokens: int) -> None:
+        lease, first = plan.lease, plan.num_computed // self._groups.block_size
+        blocks = self._groups.to_load(block_ids, first, end_tokens)
+        slots = np.frombuffer(lease.rows(first) if lease is not None else b"", dtype=np.uint32)
+        rows = self._groups.rows(slots)[: len(blocks)]
+        if lease is None or len(rows) != len(blocks):
+            raise LookupError(f"{len(blocks)} blocks were promised, {len(rows)} rows are there")
         real = blocks != NULL_BLOCK
         pair = (np.ascontiguousarray(rows[real]), blocks[real])
         order = self._ledger.open_load(

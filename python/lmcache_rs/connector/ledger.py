@@ -9,15 +9,9 @@ from typing import Any
 
 from lmcache_rs._core import Index, Lease, Reservation
 from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
-from lmcache_rs.connector.orders import (
-    BrokenLoad,
-    JobResult,
-    LoadOrder,
-    Numbers,
-    StoreOrder,
-    WorkerAcks,
-)
+from lmcache_rs.connector.orders import BrokenLoad, JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
 from lmcache_rs.connector.requests import Record
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.log import init_logger
@@ -76,12 +70,13 @@ class Ledger:
     """
 
     def __init__(
-        self, index: Index, held: HeldBlocks, ranks: int, counters: Counters, barrier: Barrier
+        self, index: Index, held: HeldBlocks, geometry: Geometry, counters: Counters, barrier: Barrier
     ) -> None:
         self._barrier = barrier
         self._index = index
         self._held = held
-        self._ranks = ranks
+        self._ranks = geometry.ranks
+        self._rows_per_slot = len(geometry.groups)
         self._counters = counters
         self._ids = itertools.count(1)
         self._stores: dict[int, StoreJob] = {}
@@ -161,9 +156,10 @@ class Ledger:
         for store in list(self._stores.values()):
             if store.result.ranks >= self._ranks and not self._may_become_void(store):
                 self._close_store(store)
-        if acks.rows is not None and acks.rows < self._index.rows:
-            logger.warning("a worker has room for %d rows only, %d were planned", acks.rows, self._index.rows)
-            self._index.shrink(acks.rows)
+        slots = self._index.rows if acks.rows is None else acks.rows // self._rows_per_slot
+        if slots < self._index.rows:
+            logger.warning("a worker has room for %d blocks only, %d were planned", slots, self._index.rows)
+            self._index.shrink(slots)
 
     def _close_load(self, job: LoadJob) -> None:
         del self._loads[job.id]

@@ -71,8 +71,10 @@ class LMCacheStats(KVConnectorStats):
 class LMCachePromMetrics(KVConnectorPromMetrics):
     """Registers the metrics with vLLM's registry and adds what each report brings."""
 
-    def __init__(self, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine: Any) -> None:
-        super().__init__(vllm_config, metric_types, labelnames, per_engine)
+    def __init__(
+        self, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: Any
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         # Any: vLLM hands over prometheus_client's classes or ones that only behave alike.
         gauge: Any = self._gauge_cls
         counter: Any = self._counter_cls

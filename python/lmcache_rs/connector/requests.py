@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmcache_rs._core import KeySpace, Lease
+from lmcache_rs.connector.groups import Groups
 
 _RANDOM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
@@ -36,7 +37,9 @@ class Record:
     may_store: bool
     plan: Plan | None = None
     table: list[int] = field(default_factory=list)
-    """Block ids by position, as of the last step in which the request was scheduled."""
+    """Block ids by position, of each cache group, as of the last step in which the request was scheduled."""
+    gap: bool = False
+    """Blocks left the request before they were stored: what comes after them cannot be found."""
     tail: tuple[int, bytes] | None = None
     """(number of tokens, hash) of the partial last block, computed once."""
     tail_stored: bool = False
@@ -69,7 +72,7 @@ def request_options(request: Any) -> Mapping[str, Any]:
     return {k: v for k, v in params.items() if isinstance(k, str) and k.startswith("lmcache.")}
 
 
-def follow_tables(storing: dict[str, Record], scheduled: Any) -> dict[str, int]:
+def follow_tables(storing: dict[str, Record], scheduled: Any, groups: Groups) -> dict[str, int]:
     """Bring the block tables of `storing` up to this step. Returns tokens computed before it, by request.
 
     A new request comes with its whole table, a resumed one too; a running one with what was added.
@@ -78,7 +81,7 @@ def follow_tables(storing: dict[str, Record], scheduled: Any) -> dict[str, int]:
     for new in scheduled.scheduled_new_reqs:
         record = storing.get(new.req_id)
         if record is not None:
-            record.table = list(new.block_ids[0])
+            record.table, record.gap = groups.table(new.block_ids), False
             computed[new.req_id] = new.num_computed_tokens
     cached = scheduled.scheduled_cached_reqs
     for i, request_id in enumerate(cached.req_ids):
@@ -87,8 +90,10 @@ def follow_tables(storing: dict[str, Record], scheduled: Any) -> dict[str, int]:
             continue
         added = cached.new_block_ids[i]
         if request_id in cached.resumed_req_ids:
-            record.table = list(added[0]) if added is not None else []
+            record.table, record.gap = groups.table(added) if added is not None else [], False
         elif added is not None:
-            record.table.extend(added[0])
+            groups.extend(record.table, added)
         computed[request_id] = cached.num_computed_tokens[i]
+    for request_id, tokens in computed.items():
+        groups.forget_out_of_window(storing[request_id].table, tokens)
     return computed

@@ -33,6 +33,8 @@ class LookupRules:
 
     tails: bool
     asynchronous: bool
+    asynchronous_only: bool
+    """Whether no load may hold the step, because vLLM could not take back a failed one."""
     sync_bytes_max: int
     """Loads up to this many bytes hold the step, and all loads of a request that is alone; 0: none ever does."""
     layered_bytes_min: int | None
@@ -44,12 +46,13 @@ class LookupRules:
     pending_s_max: float
 
 
-def lookup_rules(config: Config, device: str) -> LookupRules:
+def lookup_rules(config: Config, device: str, asynchronous_only: bool) -> LookupRules:
     """The rules for KV on `device`, "cpu" or "cuda"."""
     sync_bytes = config.sync_load_max_bytes
     return LookupRules(
         tails=config.tails,
         asynchronous=config.enable_async_loading,
+        asynchronous_only=asynchronous_only,
         sync_bytes_max=SYNC_LOAD_BYTES[device] if sync_bytes is None else sync_bytes,
         layered_bytes_min=LAYERED_LOAD_BYTES_MIN[device],
         min_tokens=config.min_retrieve_tokens,

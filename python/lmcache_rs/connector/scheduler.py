@@ -43,17 +43,19 @@ class SchedulerSide:
         self._roles = roles
         self._hash_algorithm = hash_algorithm
         self.counters = counters
-        self.index = Index(geometry.rows)
+        self.groups = groups = geometry.groups
+        self.index = Index(geometry.slots)
         self.frozen = config.freeze
-        rules = lookup_rules(config, geometry.device)
-        size = geometry.block_size
+        rules = lookup_rules(config, geometry.device, asynchronous_only=not groups.plain)
         self._held = HeldBlocks(config.max_held_blocks_percent / 100)
-        self._ledger = Ledger(self.index, self._held, geometry.ranks, counters, barrier)
-        self._lookup = Lookup(self.index, size, geometry.row_bytes, rules, counters, tail_hash)
-        self._admission = Admission(self._lookup, self._ledger, size, counters)
+        self._ledger = Ledger(self.index, self._held, geometry, counters, barrier)
+        self._lookup = Lookup(
+            self.index, geometry.block_size, geometry.slot_bytes, rules, counters, tail_hash
+        )
+        self._admission = Admission(self._lookup, self._ledger, groups, counters)
         self._planner = StorePlanner(
             self.index,
-            size,
+            groups,
             StoreRules(config.save_decode_cache, config.tails, config.skip_last_n_tokens),
             self._held,
             self._ledger,
@@ -180,7 +182,7 @@ class SchedulerSide:
     def _plan_stores(self, scheduled: Any, stores: list[StoreOrder]) -> None:
         storing, counts = self._storing, scheduled.num_scheduled_tokens
         resting = self.frozen or self._resting()
-        computed = follow_tables(storing, scheduled)
+        computed = follow_tables(storing, scheduled, self.groups)
         for request_id, before in computed.items():
             record = storing[request_id]
             record.awaits_load = False
@@ -271,9 +273,9 @@ class SchedulerSide:
         self.counters.set("evictions", stats["evictions"])
         news = self.counters.take()
         if news:
-            used, row_bytes = stats["rows"] - stats["free"], self._geometry.row_bytes
+            used, slot_bytes = stats["rows"] - stats["free"], self._geometry.slot_bytes
             news |= {"pool_rows": stats["rows"], "pool_used_rows": used}
-            news |= {"pool_bytes": stats["rows"] * row_bytes, "pool_used_bytes": used * row_bytes}
+            news |= {"pool_bytes": stats["rows"] * slot_bytes, "pool_used_bytes": used * slot_bytes}
         return news
 
     def close(self) -> None:

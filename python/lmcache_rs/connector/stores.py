@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lmcache_rs._core import Index, Reservation
+from lmcache_rs.connector.groups import NULL_BLOCK, Groups
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup
@@ -15,9 +16,6 @@ from lmcache_rs.connector.stats import Counters
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
-
-NULL_BLOCK = 0
-"""vLLM's placeholder in block tables; it never holds a request's KV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class StorePlanner:
     def __init__(
         self,
         index: Index,
-        block_size: int,
+        groups: Groups,
         rules: StoreRules,
         held: HeldBlocks,
         ledger: Ledger,
@@ -46,7 +44,8 @@ class StorePlanner:
         counters: Counters,
     ) -> None:
         self._index = index
-        self._block_size = block_size
+        self._groups = groups
+        self._block_size = groups.block_size
         self._rules = rules
         self._held = held
         self._ledger = ledger
@@ -62,7 +61,9 @@ class StorePlanner:
         request, size = record.request, self._block_size
         end = request.num_tokens if self._rules.decode else request.num_prompt_tokens
         final = max(0, min(computed, end - self._rules.skip_last_tokens))
-        full = min(final // size, len(request.block_hashes), len(record.table))
+        full = min(final // size, len(request.block_hashes), len(record.table) // len(self._groups))
+        if self._has_gap(record, full):
+            return None
         tail = self._tail(record, computed)
         reservation = self._reserve(record, full, tail)
         if not len(reservation):
@@ -78,7 +79,7 @@ class StorePlanner:
 
     def finished(self, record: Record, computed: int) -> bool:
         """Whether nothing of the request is left to store while it runs on."""
-        return not self._rules.decode and computed >= record.request.num_prompt_tokens
+        return record.gap or (not self._rules.decode and computed >= record.request.num_prompt_tokens)
 
     def _tail(self, record: Record, computed: int) -> bytes | None:
         """The prompt's partial last block, once all of it is computed, while no generated token has a hash yet."""
@@ -87,14 +88,29 @@ class StorePlanner:
         start = prompt - prompt % size
         tails = self._rules.tails and not self._rules.skip_last_tokens
         wanted = tails and not record.tail_stored and start < prompt <= computed
-        if not wanted or request.num_tokens != prompt or start // size >= len(record.table):
+        positions = len(record.table) // len(self._groups)
+        if not wanted or request.num_tokens != prompt or start // size >= positions:
             return None
         return self._lookup.tail(record, start)
+
+    def _has_gap(self, record: Record, full: int) -> bool:
+        """Whether blocks are missing in the index that vLLM has taken from the request: nothing can follow them.
+
+        Told before rows are reserved, for which others would have to leave.
+        """
+        gone = min(self._groups.incomplete(record.table), full)
+        if gone and not record.gap:
+            match = self._index.match(record.space, record.request.block_hashes[:gone])
+            # What is in flight is on its way; whether all of it is, the reservation will tell.
+            record.gap = match.blocks < gone and not match.pending
+            if record.gap:
+                self._counters.add("dropped_blocks:out_of_window", full - match.blocks)
+        return record.gap
 
     def _reserve(self, record: Record, full: int, tail: bytes | None) -> Reservation:
         hashes = record.request.block_hashes[:full]
         reservation = self._index.reserve(record.space, hashes, tail)
-        room = self._held.room
+        room = self._held.room // len(self._groups)
         if len(reservation) > room:
             # vLLM's pool is small or much is in flight: the start of what is missing, the rest is dropped.
             keep = reservation.first + room
@@ -107,14 +123,15 @@ class StorePlanner:
 
     def _order(self, step: int, record: Record, reservation: Reservation, final: int) -> StoreOrder | None:
         first, count, size = reservation.first, len(reservation), self._block_size
-        blocks = np.array(record.table[first : first + count], dtype=np.uint32)
-        if len(blocks) != count or (blocks == NULL_BLOCK).any():
+        groups = len(self._groups)
+        blocks = np.array(record.table[first * groups : (first + count) * groups], dtype=np.uint32)
+        if len(blocks) != count * groups or (blocks == NULL_BLOCK).any():
             reservation.abort()
             self._counters.add("dropped_blocks:no_block", count)
             return None
         end = record.request.num_prompt_tokens if reservation.tail else (first + count) * size
         tokens = end - first * size
-        rows = np.frombuffer(reservation.rows, dtype=np.uint32)
+        rows = self._groups.rows(np.frombuffer(reservation.rows, dtype=np.uint32))
         order = self._ledger.open_store(step, record, reservation, rows, blocks, tokens)
         logger.info("Storing KV cache for %d out of %d tokens for request %s", tokens, final, record.user_id)
         return order

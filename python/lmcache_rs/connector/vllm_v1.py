@@ -141,11 +141,13 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Blocks are allocated for what was answered last."""
         if self._scheduler is not None:
-            self._scheduler.admit(request, blocks.get_block_ids()[0], num_external_tokens)
+            table = self._scheduler.groups.table(blocks.get_block_ids())
+            self._scheduler.admit(request, table, num_external_tokens)
 
     def _break_promise(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if self._scheduler is not None:
-            self._scheduler.break_promise(request.request_id, blocks.get_block_ids()[0], num_external_tokens)
+            table = self._scheduler.groups.table(blocks.get_block_ids())
+            self._scheduler.break_promise(request.request_id, table, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """The orders of this step; when planning fails, at least the promised loads."""
@@ -196,14 +198,14 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         if self._scheduler is not None:
             self._scheduler.drop_request(request.request_id)
 
+    @guard(lambda: (False, None), repair=lambda self, request, _: self._drop_request(request))
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """As `request_finished`; models with several cache groups are declined."""
-        answer: tuple[bool, dict[str, Any] | None] = self.request_finished(
-            request, block_ids[0] if block_ids else []
-        )
-        return answer
+        """As `request_finished`, with a block table for each cache group."""
+        if self._scheduler is not None:
+            self._scheduler.finish_request(request, self._scheduler.groups.table(block_ids))
+        return False, None
 
     @guard(lambda: False)
     def has_pending_push_work(self) -> bool:

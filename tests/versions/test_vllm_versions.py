@@ -1,0 +1,99 @@
+"""The real engine of other versions of vLLM: the tokens that the installed one gives without a cache.
+
+vLLM's own tokens are the same in all of them (float32, the CPU build). VLLM_VERSIONS names the versions to run, in
+the longer form; by default those that CI runs. scripts/vllm_versions.py installs them, and says how 0.33 runs, which
+has no CPU build.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import setup_env
+import vllm_versions
+from support import lack
+from vllm_scenarios import (
+    BATCH,
+    HITS,
+    LIFE,
+    LONG,
+    WHOLE_LIFE,
+    Run,
+    Steps,
+    check_whole_life,
+    connector,
+    generate,
+    with_control,
+)
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+NAMED = os.environ.get("VLLM_VERSIONS", "").split()
+VERSIONS = NAMED or vllm_versions.IN_CI
+LONGER = "asynchronous, prefix caching, generated tokens"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "synchronous": {"extra": {"enable_async_loading": False}},
+    "asynchronous": {"extra": {"sync_load_max_size": 0}},
+    LONGER: {
+        "extra": {"sync_load_max_size": 0, "save_decode_cache": True},
+        "llm": {"enable_prefix_caching": True},
+    },
+}
+
+
+REQUESTS_FAIL_SINCE = "0.30.0"
+"""Older ones can be told of failed blocks only, which is not enough for several cache groups."""
+
+
+def environment(version: str) -> dict[str, str]:
+    """What a process needs to run this version, which must be installed."""
+    if setup_env.has_nvidia_driver():
+        pytest.skip("only CPU builds are unpacked")
+    if not vllm_versions.is_installed(version):
+        lack(f"vLLM {version} is not installed (make versions VERSIONS={version} installs it)")
+    return {"PYTHONPATH": os.pathsep.join(map(str, vllm_versions.search_path(version)))}
+
+
+CASES = [(v, variant) for v in VERSIONS for variant in VARIANTS if NAMED or variant != LONGER]
+
+
+@pytest.mark.parametrize(("version", "variant"), CASES)
+def test_a_life_of_requests_aborts_and_failures(
+    version: str, variant: str, run_scenario: Callable[..., Run], baseline: Callable[..., Run]
+) -> None:
+    env = environment(version)
+    expected = baseline(WHOLE_LIFE)
+    options = dict(VARIANTS[variant])
+    cache = connector(**options.pop("extra"))
+    steps: Steps = [*with_control(WHOLE_LIFE), ("version", {})]
+    run = run_scenario(steps, connector=cache, env=env, **options)
+    assert run.results.pop().startswith(version)
+    stats = check_whole_life(run, expected, WHOLE_LIFE)
+    if variant == "asynchronous":
+        assert run.results[len(LIFE) + 2]["loading"] == 1, "the abort met the load in flight"
+        assert stats["failed_loads"] == 2
+    if variant == "synchronous":
+        assert {step: run.cached(step) for step in HITS} == HITS
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_several_cache_groups(
+    version: str, other_model: Callable[[str], Path], run_scenario: Callable[..., Run]
+) -> None:
+    steps: Steps = [generate(LONG), generate(LONG), generate(*BATCH), generate(*BATCH)]
+    damaged: Steps = [("swap_layers", {}), generate(LONG)]
+    served = version >= REQUESTS_FAIL_SINCE
+    run = run_scenario(
+        [*steps, *damaged] if served else steps,
+        connector=connector(),
+        model=other_model("hybrid"),
+        env=environment(version),
+    )
+    long, long_again, batch, batch_again, *wrong = run.tokens()
+    assert (long, batch) == (long_again, batch_again)
+    assert (run.cached(1), run.cached(3)) == (([2999], [599] * 6) if served else ([0], [0] * 6))
+    assert long not in wrong
+    assert ("are supported from vLLM 0.30 on" in run.log) != served
