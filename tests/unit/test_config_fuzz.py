@@ -21,6 +21,8 @@ CANARY = "hunter2SECRET"
         f"user:{CANARY}@host",
         f"redis://host?password={CANARY}",
         f"redis://host?password=a\n{CANARY}",
+        f"redis:/6host?password={CANARY}",
+        f"redis://user:{CANARY}6host:6379/0",
     ],
 )
 def test_mask(text):

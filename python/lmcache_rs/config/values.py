@@ -227,9 +227,10 @@ def optional(kind: Kind) -> Kind:
 
 
 def mask(value: str) -> str:
-    """Hide what may be a password: all before the last "@" but the scheme, and the query of a URL."""
-    value = re.sub(r"\A([A-Za-z0-9+.-]+://)?.*@", r"\1***@", value, flags=re.DOTALL)
-    return re.sub(r"\?.*", "?***", value, flags=re.DOTALL) if "://" in value else value
+    """Hide what may be a password: all of a URL but its scheme, all before the last "@", all after a "?"."""
+    value = re.sub(r"://.*", "://***", value, flags=re.DOTALL)
+    value = re.sub(r"\A.*@", "***@", value, flags=re.DOTALL)
+    return re.sub(r"\?.*", "?***", value, flags=re.DOTALL)
 
 
 def shown(value: Any, kind: Kind | None = None) -> str:

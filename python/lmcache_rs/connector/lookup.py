@@ -76,7 +76,10 @@ class Lookup:
 
     def forget(self, record: Record) -> None:
         """Drop the answer and what it kept."""
-        self._waiting_rows -= record.drop_plan()
+        plan, record.plan = record.plan, None
+        if plan is not None and plan.lease is not None:
+            self._waiting_rows -= plan.lease_rows
+            plan.lease.release()
 
     def admit(self, record: Record) -> None:
         """The request is admitted with its answer: the plan is the caller's now, with a lease if it found anything."""

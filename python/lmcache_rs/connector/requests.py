@@ -63,14 +63,6 @@ class Record:
         """The id as the user knows it: without the eight hexadecimal digits that vLLM appends."""
         return _RANDOM_SUFFIX.sub("", self.id)
 
-    def drop_plan(self) -> int:
-        """Forget the answer; returns the rows whose lease ended."""
-        plan, self.plan = self.plan, None
-        if plan is None or plan.lease is None:
-            return 0
-        plan.lease.release()
-        return plan.lease_rows
-
 
 def request_options(request: Any) -> Mapping[str, Any]:
     """The `lmcache.*` entries of a request's `kv_transfer_params`; empty when it has none."""

@@ -103,9 +103,10 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
 
     @guard(set)
     def _doubtful_blocks(self) -> set[int]:
-        orders = self._orders() or StepOrders()
-        bad = self._worker.bad_blocks if self._worker is not None else set()
-        return bad | orders.blocks_of_synchronous_loads()
+        if self._worker is None:
+            return set()
+        bad, self._worker.bad_blocks = self._worker.bad_blocks, set()
+        return bad | (self._orders() or StepOrders()).blocks_of_synchronous_loads()
 
     @guard(lambda: None)
     def build_connector_worker_meta(self) -> Any:

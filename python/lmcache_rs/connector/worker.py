@@ -57,17 +57,13 @@ class WorkerSide:
         self._acks: dict[int, JobResult] = {}
         self._received: set[str] = set()
         self._failed: dict[str, Numbers] = {}
-        self._bad_blocks: set[int] = set()
+        self.bad_blocks: set[int] = set()
+        """See `take_bad_blocks`."""
 
     @property
     def loading(self) -> int:
         """Asynchronous loads in flight."""
         return len(self._async_loads)
-
-    @property
-    def bad_blocks(self) -> set[int]:
-        """What `take_bad_blocks` would return."""
-        return self._bad_blocks
 
     def attach(self, mover: Mover | None, layers: Mapping[str, int]) -> None:
         """Take the mover made for the registered KV caches, and the numbers of their layers in it.
@@ -142,12 +138,12 @@ class WorkerSide:
         received, failed = self._received, self._failed
         self._received, self._failed = set(), {}
         if failed_as_blocks:
-            self._bad_blocks.update(*(blocks.tolist() for blocks in failed.values()))
+            self.bad_blocks.update(*(blocks.tolist() for blocks in failed.values()))
         return received, set(failed)
 
     def take_bad_blocks(self) -> set[int]:
         """Blocks that synchronous loads left bad since the last call."""
-        bad, self._bad_blocks = self._bad_blocks, set()
+        bad, self.bad_blocks = self.bad_blocks, set()
         return bad
 
     def take_acks(self) -> WorkerAcks | None:
@@ -248,7 +244,7 @@ class WorkerSide:
         while order.job in self._sync_loads and time.monotonic() < deadline:
             self._poll()
             time.sleep(0.001)
-        self._bad_blocks.update(order.blocks.tolist())
+        self.bad_blocks.update(order.blocks.tolist())
         self._acks[order.job] = replace(FAILED)
 
     def _report_early(self) -> None:
@@ -285,11 +281,11 @@ class WorkerSide:
         if order is not None and job in self._early:
             self._early.discard(job)
             if result.failed:
-                self._bad_blocks.update(order.blocks.tolist())
+                self.bad_blocks.update(order.blocks.tolist())
         elif order is not None:
             self._received.add(order.request_id)
             if result.failed:
                 self._failed[order.request_id] = order.blocks
         order = self._sync_loads.pop(job, None)
         if order is not None and result.failed:
-            self._bad_blocks.update(order.blocks.tolist())
+            self.bad_blocks.update(order.blocks.tolist())
