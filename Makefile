@@ -33,6 +33,9 @@ test-rust: setup
 		cargo test --workspace --exclude lmcache-py --all-targets; \
 	fi
 	@cargo test --quiet --workspace --exclude lmcache-py --doc
+	@# Interleavings: with these features locks and threads are those of a model checker.
+	@cargo test --quiet --package lmcache-core --features loom --test loom_index
+	@cargo test --quiet --package lmcache-core --features shuttle --test shuttle_engine
 
 .PHONY: test-python  ## Run the tests of the Python package, the connector and the examples.
 test-python: setup model
@@ -46,6 +49,15 @@ versions: setup
 test-versions: versions model
 	@VLLM_VERSIONS="$(VERSIONS)" OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 		$(BIN)/python -m pytest tests/versions $(PYTEST_ARGS)
+
+.PHONY: soak  ## Run the long forms of the tests, DURATION seconds each (default 60), and count what is wrong.
+soak: setup model
+	@$(BIN)/python scripts/soak.py $(or $(DURATION),60)
+
+.PHONY: coverage  ## Measure which lines of the Rust core its tests reach; needs cargo-tarpaulin.
+coverage: setup
+	@cargo tarpaulin --version >/dev/null 2>&1 || { echo "FAILED: cargo install cargo-tarpaulin"; exit 1; }
+	cargo tarpaulin --engine ptrace --package lmcache-core --include-files 'rust/core/src/*' --fail-under 90
 
 .PHONY: lint  ## Check format, style and types, and the stub against the extension module.
 lint: setup

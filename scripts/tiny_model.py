@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,11 @@ def make_tiny_model(path: Path, seed: int = 0) -> Path:
         made.mkdir()
         save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
         (made / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
-        shutil.move(made, path)
+        try:
+            made.rename(path)
+        except OSError:  # another process was quicker
+            if not path.exists():
+                raise
     return path
 
 

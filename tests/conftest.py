@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import prepare_model
 import tiny_model as tiny_model_script
 from progress import CommandError
-from support import RunScript, hash_of, lack, require_markers
+from support import RunScript, Soak, hash_of, lack, require_markers
 from vllm_scenarios import Run, Steps
 
 SCENARIO = Path(__file__).with_name("scenario.py")
@@ -23,6 +23,29 @@ OTHER_MODELS = Path(__file__).with_name("other_models.py")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """See `require_markers`."""
     require_markers(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Say which round of a soak test failed."""
+    report = yield
+    soak = getattr(item, "funcargs", {}).get("soak")
+    if soak is not None and report.failed:
+        seed = soak.seed + soak.count
+        report.sections.append(("soak", f"Failed at seed {seed}: repeat with LMCACHE_SOAK_SEED={seed}"))
+    return report
+
+
+@pytest.fixture
+def soak(record_property: Callable[[str, object], None]) -> Iterator[Soak]:
+    """`for seed in soak.rounds(100, "sequences")`: 100 rounds in CI, a length of time under `make soak`.
+
+    The test is marked `soak` too. What was run and how often goes into the report that `make soak` reads.
+    """
+    soak = Soak()
+    yield soak
+    record_property("soak_what", soak.what)
+    record_property("soak_count", soak.count)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Any
 
+from scenario_damage import Damage, handle, worker_side
+
 VOCABULARY = 4096
 
 
@@ -21,7 +23,7 @@ def tokens_of(pieces: list[list[int]]) -> list[int]:
     return tokens
 
 
-class Scenario:
+class Scenario(Damage):
     def __init__(self, model: str, llm: dict[str, Any], connector: dict[str, Any] | None) -> None:
         from vllm import LLM
         from vllm.config import KVTransferConfig
@@ -43,6 +45,8 @@ class Scenario:
         self.llm = LLM(model=model, **(options | llm))
         self.ids = 0
         self.preempted = 0
+        self.layers_joined = 0
+        self.told_early: set[int] = set()
         self.drafted = 0
         self._count_preemptions_and_drafts()
 
@@ -83,21 +87,32 @@ class Scenario:
         max_tokens: int = 8,
         params: dict[str, Any] | None = None,
         salt: str | None = None,
+        adapter: list[Any] | None = None,
         turns: int = 1,
     ) -> dict[str, Any]:
         """The answers to the prompts; with several turns, that to the prompt and all earlier answers and questions."""
+        options: dict[str, Any] = {"use_tqdm": False}
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            options["lora_request"] = LoRARequest(*adapter)
         extra = {"cache_salt": salt} if salt else {}
         texts = [tokens_of(p) for p in prompts]
         for turn in range(turns):
             requests = [{"prompt_token_ids": text, **extra} for text in texts]
-            outputs = self.llm.generate(requests, self.sampling(max_tokens, params), use_tqdm=False)
+            outputs = told(self.llm.generate(requests, self.sampling(max_tokens, params), **options))
             if turn + 1 < turns:
-                answers = [list(o.outputs[0].token_ids) for o in outputs]
-                texts = [t + a + tokens_of([[99, 7]]) for t, a in zip(texts, answers, strict=True)]
-        return {
-            "tokens": [list(o.outputs[0].token_ids) for o in outputs],
-            "cached": [o.num_cached_tokens for o in outputs],
-        }
+                answers = zip(texts, outputs["tokens"], strict=True)
+                texts = [text + answer + tokens_of([[99, 7]]) for text, answer in answers]
+        return outputs
+
+    def embed(self, seed: int, count: int) -> dict[str, Any]:
+        """Generate from random prompt embeddings of the model's size."""
+        import torch
+
+        size = self.llm.llm_engine.model_config.get_hidden_size()
+        embeds = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+        return told(self.llm.generate({"prompt_embeds": embeds}, self.sampling(8), use_tqdm=False))
 
     def first_tokens(self, prompts: list[Any]) -> dict[str, Any]:
         """One token for each prompt, and by how much its log probability is above the next best one's."""
@@ -206,80 +221,48 @@ class Scenario:
         """Tokens that were proposed for a step without being known yet."""
         return self.drafted
 
-    def watch_copies(self) -> None:
-        """From now on compare the bytes of blocks and rows after every copy."""
-        import numpy
-
-        core = self.llm.llm_engine.engine_core.engine_core
-        tensors = core.model_executor.driver_worker.worker.model_runner.kv_caches
-        mover = worker_side()._mover
-        pool, self.compared, self.unequal = numpy.from_dlpack(mover._pool), 0, 0
-
-        def watched(copy: Any) -> Any:
-            def copying(job: int, rows: Any, blocks: Any) -> None:
-                copy(job, rows, blocks)
-                for row, block in zip(rows, blocks, strict=True):
-                    kv = b"".join(bytes(t[int(block)].view(-1).view(UINT8).numpy()) for t in tensors)
-                    self.compared += 1
-                    self.unequal += kv != bytes(pool[row, : len(kv)])
-
-            return copying
-
-        from torch import uint8 as UINT8  # noqa: N812
-
-        mover.store, mover.load_now = watched(mover.store), watched(mover.load_now)
-
-    def copies(self) -> dict[str, int]:
-        return {"compared": self.compared, "unequal": self.unequal}
-
     def version(self) -> str:
         import vllm
 
         return str(vllm.__version__)
 
-    def swap_layers(self) -> None:
-        """Negative control: every stored row now has its layers' KV in another order.
+    def tell_loads_early(self) -> None:
+        """From now on vLLM is told of asynchronous loads as soon as they began; `early_loads` counts them."""
+        worker = worker_side()
+        worker._pace.lead = lambda: 1.0
 
-        Rows exchanged within a prompt would not do: keys carry their own positions, so attention hardly sees it.
-        """
-        import numpy
+        def settle_loads(_seconds: float) -> list[int]:
+            self.told_early.update(worker._async_loads)
+            return list(worker._async_loads)
 
-        rows = numpy.from_dlpack(worker_side()._mover._pool)
-        layers = self.llm.llm_engine.model_config.hf_config.num_hidden_layers
-        layers = max(2, layers // len(handle()._scheduler.groups))
-        used, row_bytes = self._used_rows(), worker_side()._mover._pool.row_bytes
-        rows[:used, :row_bytes] = numpy.roll(rows[:used, :row_bytes], row_bytes // layers, axis=1)
+        worker._mover.settle_loads = settle_loads
 
-    def swap_prompts(self) -> None:
-        """Negative control: the first half of the stored rows changes places with the second."""
-        import numpy
+    def early_loads(self) -> int:
+        return len(self.told_early)
 
-        rows = numpy.from_dlpack(worker_side()._mover._pool)
-        used = self._used_rows() // 2 * 2
-        rows[:used] = numpy.roll(rows[:used], used // 2, axis=0)
+    def load_by_layers(self) -> None:
+        """From now on synchronous loads of any size come by layers; `layer_joins` counts what the forward waits for."""
+        import dataclasses
 
-    def _used_rows(self) -> int:
-        """Rows of the pool that hold something, one for each cache group, if none ever left."""
-        stats = handle().stats()
-        return int(stats["rows"] - stats["free"]) * len(handle()._scheduler.groups)
+        lookup, mover = handle()._scheduler._lookup, worker_side()._mover
+        lookup._rules = dataclasses.replace(lookup._rules, layered_bytes_min=1)
+        join = mover.join_load
 
-    def fail_loads(self, count: int) -> None:
-        """The next `count` loads raise in the mover."""
-        mover = worker_side()._mover
-        for name in ("load_now", "submit_load"):
-            setattr(mover, name, failing(getattr(mover, name), count))
+        def counting(job: int, layer: int | None = None) -> None:
+            self.layers_joined += layer is not None
+            join(job, layer)
+
+        mover.join_load = counting
+
+    def layer_joins(self) -> int:
+        return self.layers_joined
 
 
-def failing(call: Any, count: int) -> Any:
-    left = [count]
-
-    def wrapped(*arguments: Any) -> Any:
-        if left[0] > 0:
-            left[0] -= 1
-            raise RuntimeError("injected")
-        return call(*arguments)
-
-    return wrapped
+def told(outputs: list[Any]) -> dict[str, Any]:
+    return {
+        "tokens": [list(o.outputs[0].token_ids) for o in outputs],
+        "cached": [o.num_cached_tokens for o in outputs],
+    }
 
 
 def hold_completions() -> Any:
@@ -292,17 +275,6 @@ def hold_completions() -> Any:
         mover.poll = poll
 
     return release
-
-
-def handle() -> Any:
-    from lmcache_rs.builder import LMCacheEngineBuilder
-    from lmcache_rs.integration.vllm.utils import ENGINE_NAME
-
-    return LMCacheEngineBuilder.get(ENGINE_NAME)
-
-
-def worker_side() -> Any:
-    return handle()._worker if handle() is not None else None
 
 
 def main() -> None:

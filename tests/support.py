@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,24 @@ def end_session(process: subprocess.Popen[str]) -> None:
     """Kill a process and all its children: vLLM's engine processes outlive a killed parent."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+class Soak:
+    """Repeats what a test does: a few times in CI, for LMCACHE_SOAK_SECONDS under `make soak`; counts how often.
+
+    Round numbers are seeds. They begin at LMCACHE_SOAK_SEED (default 0), so that a round that failed can be repeated.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = float(os.environ.get("LMCACHE_SOAK_SECONDS", "0"))
+        self.seed = int(os.environ.get("LMCACHE_SOAK_SEED", "0"))
+        self.what = "rounds"
+        self.count = 0
+
+    def rounds(self, short: int, what: str = "rounds") -> Iterator[int]:
+        """The numbers of `short` rounds, or of as many as the time allows. `what`: what a round is, in the plural."""
+        self.what = what
+        deadline = time.monotonic() + self.seconds
+        while time.monotonic() < deadline if self.seconds else self.count < short:
+            yield self.seed + self.count
+            self.count += 1

@@ -106,7 +106,8 @@ class Bench:
         elif what == "load":
             self.mover.submit_load(self.job, rows, blocks)
         else:
-            self.mover.load_now(0, rows, blocks)
+            self.mover.load_now(self.job, rows, blocks, by_layers=True)
+            self.mover.join_load(self.job)
         return time.perf_counter() - start
 
     def wait(self) -> None:
@@ -119,10 +120,7 @@ class Bench:
         torch.cuda.synchronize()
         start = time.perf_counter()
         submitted = self.submit(what, how)
-        if what == "load now":
-            torch.cuda.synchronize()
-        else:
-            self.wait()
+        self.wait()
         return time.perf_counter() - start, submitted
 
     def beside(self, what: str, how: str, gemms: Callable[[], float]) -> float:

@@ -172,7 +172,6 @@ def main() -> None:
     parser.add_argument("--gpu-gb", type=float, default=24)
     options = parser.parse_args()
     os.environ.update(
-        LMCACHE_EXPERIMENTAL_CUDA="1",
         LMCACHE_CHUNK_SIZE="256",
         LMCACHE_MAX_LOCAL_CPU_SIZE=str(options.cpu_gb),
     )

@@ -274,11 +274,12 @@ class GpuMover:
 
     `layers` are (address of block 0, bytes from block to block, bytes of a block), in the order of their bytes in a
     row, all with `blocks` blocks. Addresses and sizes are multiples of 4; of 16, for speed. `streams` are handles of
-    (load copy, load scatter, store gather, store copy); 0 and streams that wait for it make copies wait for compute.
-    Staging buffers are (address, bytes), used in turn, one row stride or more each; a stage of a background job moves
-    at most `background_bytes` (one row at least), `load_now` fills whole buffers. All of it, and the KV, must live
-    until `close` returned True, or for ever: `keep` is an object that sees to it, given up only then. Rows and blocks
-    are given in pairs and belong to the job until it ended.
+    ((load copy, load copy), load scatter, store gather, (store copy, store copy)), the pairs used in turn; 0 and
+    streams that wait for it make copies wait for compute. Staging buffers are (address, bytes), used in turn, one row
+    stride or more each; a stage moves at most `background_bytes` (one row at least), one of a load by layers, which
+    comes in `layer_parts` parts, fills a buffer. All of it, and the KV, must live until `close` returned True, or for
+    ever: `keep` is an object that sees to it, given up only then. Rows and blocks are given in pairs and belong to the
+    job until it ended.
 
     When the driver fails, jobs end with -1 only once nothing of them runs any more. Where that cannot be seen the mover
     gives up: that job is never told of, jobs not submitted to the GPU end with -1, later calls raise DeviceError.
@@ -290,21 +291,28 @@ class GpuMover:
         layers: Sequence[tuple[int, int, int]],
         blocks: int,
         device: int,
-        streams: tuple[int, int, int, int],
+        streams: tuple[tuple[int, int], int, int, tuple[int, int]],
         load_staging: Sequence[tuple[int, int]],
         store_staging: Sequence[tuple[int, int]],
         background_bytes: int,
+        layer_parts: int,
         keep: Any = None,
     ) -> GpuMover: ...
-    def submit_load(self, job: int, rows: _Numbers, blocks: _Numbers, stream: int | None = None) -> None:
+    def submit_load(
+        self, job: int, rows: _Numbers, blocks: _Numbers, stream: int | None = None, by_layers: bool = False
+    ) -> None:
         """Load in the background, before stores that were not begun. With `stream`, blocks are written after everything
-        submitted to it until now."""
+        submitted to it until now. `by_layers`: the first layers of all blocks come first."""
+    def join_load(self, job: int, stream: int, layer: int | None = None) -> None:
+        """Have what is left of a load submitted to the GPU, and `stream` wait for it there: for all of it, or for layer
+        number `layer` if it is a load by layers. Nothing is waited for when the load has ended, or is not known. A load
+        that failed has ended when this returns, and `poll` tells so."""
+    def settle_loads(self, limit_s: float) -> list[int]:
+        """Loads that will have ended in `limit_s` seconds, if they go on at the speed they had so far. What is left of
+        them is submitted, so that nothing but the GPU itself can fail them any more."""
     def submit_store(self, job: int, rows: _Numbers, blocks: _Numbers, stream: int) -> None:
         """Store in the background what the blocks hold after everything submitted to `stream` until now. Waits, for a
         minute at most, until its rows are pinned, if they will be."""
-    def load_now(self, rows: _Numbers, blocks: _Numbers, stream: int) -> int:
-        """Load between everything submitted to `stream` until now and everything that will be. Submits and returns the
-        bytes; only the GPU waits. After an error nothing of the load runs any more."""
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs ended since the last call: (job, bytes copied or -1 when it failed, seconds from submission to end)."""
     def drain(self, timeout_s: float) -> bool:

@@ -13,10 +13,16 @@ RESERVE_BYTES = 1 << 30
 def available_bytes(root: Path = Path("/")) -> int | None:
     """The smallest of what the kernel calls available and what the control groups leave; None when neither is known.
 
-    Sources: `MemAvailable` of proc_meminfo(5); `memory.max` and `memory.current` of cgroup v2, their twins of v1.
+    Sources: `MemAvailable` of proc_meminfo(5); `memory.max` and `memory.current` of cgroup v2, their twins of v1, of
+    this process's group and all above it (cgroups(7); in a container the group itself may be mounted as the root).
     """
-    limits = [_meminfo(root), _cgroup(root, "", "memory.max", "memory.current")]
-    limits.append(_cgroup(root, "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
+    limits = [_meminfo(root)]
+    for line in ("0::/", ":memory:/", *_read(root / "proc/self/cgroup").splitlines()):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            limits += _cgroups(root, "", path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            limits += _cgroups(root, "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes")
     known = [limit for limit in limits if limit is not None]
     return min(known, default=None)
 
@@ -52,11 +58,16 @@ def _meminfo(root: Path) -> int | None:
     return None
 
 
-def _cgroup(root: Path, controller: str, limit_file: str, usage_file: str) -> int | None:
-    base = root / "sys/fs/cgroup" / controller
-    limit, usage = _read(base / limit_file).strip(), _read(base / usage_file).strip()
-    # An unlimited group says "max" (v2) or a number beyond any machine (v1), which the smallest limit takes care of.
-    return max(0, int(limit) - int(usage)) if limit.isdigit() and usage.isdigit() else None
+def _cgroups(root: Path, controller: str, path: str, limit_file: str, usage_file: str) -> list[int]:
+    left = []
+    top = root / "sys/fs/cgroup" / controller
+    group = top / path.strip("/")
+    for base in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
+        limit, usage = _read(base / limit_file).strip(), _read(base / usage_file).strip()
+        # No limit: "max" (v2), or a number beyond any machine (v1), which the smallest limit takes care of.
+        if limit.isdigit() and usage.isdigit():
+            left.append(max(0, int(limit) - int(usage)))
+    return left
 
 
 def _read(path: Path) -> str:

@@ -39,25 +39,22 @@ def look(
     device: str = "cpu",
     pool: int = 1 << 20,
     hashes: Any = None,
-    cuda: bool = False,
     fails_requests: bool = True,
+    speculative: Any = None,
     **sizes: int,
 ) -> Geometry | Declined:
     groups = [SimpleNamespace(kv_cache_spec=spec, layer_names=["a", "b"]) for spec in specs]
     cache = SimpleNamespace(kv_cache_groups=groups, num_blocks=10, hash_block_size=hashes)
     parallel = SimpleNamespace(world_size=2, **sizes)
-    return inspect(
-        SimpleNamespace(parallel_config=parallel),
-        cache,
-        device,
-        pool,
-        cuda=cuda,
-        fails_requests=fails_requests,
-    )
+    config = SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
+    return inspect(config, cache, device, pool, fails_requests=fails_requests)
 
 
 def test_what_is_served() -> None:
-    assert look() == Geometry(16, 8192, 128, ("a", "b"), 10, 2, "cpu", 2)
+    assert look() == Geometry(16, 8192, 128, ("a", "b"), 10, 2, "cpu", 2, drafts=False)
+    assert look(device="cuda", speculative=object()) == Geometry(
+        16, 8192, 128, ("a", "b"), 10, 2, "cuda", 2, drafts=True
+    )
 
 
 def test_several_cache_groups_share_a_slot() -> None:
@@ -80,7 +77,6 @@ def test_engines_of_one_host_share_its_memory() -> None:
     [
         ({"pool": 0}, "local_cpu", "local_cpu is off"),
         ({"pool": 8191}, "pool_too_small", "one block of KV needs 8192"),
-        ({"device": "cuda"}, "cuda", "LMCACHE_EXPERIMENTAL_CUDA=1"),
         ({"device": "rocm"}, "device", "'rocm' is not supported"),
         ({"decode_context_parallel_size": 2}, "context_parallel", "context parallelism"),
         ({"prefill_context_parallel_size": 2}, "context_parallel", "context parallelism"),
@@ -90,7 +86,7 @@ def test_engines_of_one_host_share_its_memory() -> None:
         ({"specs": (ReplayedSpec(),)}, "cache_spec", "computes again"),
         ({"specs": (SlidingWindowSpec(),), "fails_requests": False}, "cache_groups", "from vLLM 0.30 on"),
         ({"specs": (FullAttentionSpec(),) * 2, "fails_requests": False}, "cache_groups", "from vLLM 0.30 on"),
-        ({"specs": (SlidingWindowSpec(),), "device": "cuda", "cuda": True}, "cache_groups", "on GPUs"),
+        ({"specs": (SlidingWindowSpec(),), "device": "cuda"}, "cache_groups", "on GPUs"),
         ({"specs": (FullAttentionSpec(),) * 3, "pool": 16384}, "pool_too_small", "needs 24576"),
         ({"hashes": 8}, "hash_block_size", "block hashes of 8 tokens"),
     ],

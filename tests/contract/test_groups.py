@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lmcache_rs.connector.groups import Groups
-from lmcache_rs.connector.stores import follow_tables
+from lmcache_rs.connector.requests import follow_tables
 
 ONE = Groups(4)
 MIXED = Groups(4, (0, 6))

@@ -1,13 +1,13 @@
 """The life of requests, driven through both sides without vLLM: what is stored, found, loaded, and never mixed up."""
 
-import contextlib
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from toy_engine import BLOCK, Request, ToyEngine
 
-from lmcache_rs.connector.scheduler import Roles
+from lmcache_rs.connector.rules import Roles
 
 
 def prompt(seed: int, count: int) -> list[int]:
@@ -219,7 +219,7 @@ def test_an_order_that_fails_ends_as_a_failed_load() -> None:
         open_load = engine.scheduler._ledger.open_load
         engine.scheduler._ledger.open_load = lambda *_: 1 / 0
         admit = engine.scheduler.admit
-        engine.scheduler.admit = swallowing(admit)
+        engine.scheduler.admit = swallowing(engine.scheduler)
         repeat = Request("second", prompt(1, 50))
         engine.run(repeat, Request("beside", prompt(3, 30)))
         engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
@@ -227,12 +227,29 @@ def test_an_order_that_fails_ends_as_a_failed_load() -> None:
         assert repeat.output == engine.done["first"].output
 
 
-def swallowing(call: Any) -> Any:
-    """The barrier of the real connector."""
+def test_what_is_computed_on_a_load_that_was_not_ordered_is_not_kept() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 40)))
+    open_load, admit = engine.scheduler._ledger.open_load, engine.scheduler.admit
+    engine.scheduler._ledger.open_load = lambda *_: 1 / 0
+    engine.scheduler.admit = swallowing(engine.scheduler)
+    engine.run(Request("second", prompt(1, 40) + prompt(2, 16)))
+    engine.scheduler._ledger.open_load, engine.scheduler.admit = open_load, admit
+    third = Request("third", prompt(1, 40) + prompt(2, 16))
+    engine.run(third)
+    engine.assert_idle()
+    assert third.cached_tokens >= 40
 
-    def swallow(*arguments: Any) -> None:
-        with contextlib.suppress(ZeroDivisionError):
-            call(*arguments)
+
+def swallowing(scheduler: Any) -> Any:
+    """`admit` behind the barrier of the real connector."""
+    admit = scheduler.admit
+
+    def swallow(request: Request, block_ids: list[int], tokens: int) -> None:
+        try:
+            admit(request, block_ids, tokens)
+        except ZeroDivisionError:
+            scheduler.break_promise(request.request_id, block_ids, tokens)
 
     return swallow
 
@@ -306,17 +323,17 @@ def test_held_blocks_of_requests_that_have_gone_are_bounded() -> None:
 def test_a_nearby_worker_that_fails_leaves_promised_loads_ordered() -> None:
     engine = ToyEngine()
     engine.run(Request("first", prompt(1, 31)))
-    engine.scheduler.worker_nearby = lambda: 1 / 0
+    engine.scheduler.worker_nearby = SimpleNamespace(take_acks=lambda: None, start_loads=lambda _: 1 / 0)
     repeat = Request("second", prompt(1, 31))
     engine.run(repeat)
-    engine.scheduler.worker_nearby = engine.workers[0].take_acks
+    engine.scheduler.worker_nearby = engine.workers[0]
     engine.assert_idle()
     assert repeat.cached_tokens == 30
 
 
 def test_a_nearby_worker_is_asked_before_a_step_is_planned() -> None:
     engine = ToyEngine(extra={"lmcache.save_decode_cache": True})
-    engine.scheduler.worker_nearby = engine.workers[0].take_acks
+    engine.scheduler.worker_nearby = engine.workers[0]
     first = Request("first", prompt(1, 8), max_tokens=14)
     engine.run(first)
     assert second(engine, [*first.all_token_ids, 7, 7, 7]).cached_tokens == 20

@@ -19,7 +19,9 @@ from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
-from lmcache_rs.connector.scheduler import PlanningError, Roles, SchedulerSide
+from lmcache_rs.connector.pace import Pace
+from lmcache_rs.connector.rules import Roles
+from lmcache_rs.connector.scheduler import PlanningError, SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.worker import WorkerSide
 from lmcache_rs.copy.cpu import CpuMover
@@ -32,6 +34,10 @@ ROW_BYTES = LAYERS * BLOCK * 8
 def cell(tokens: list[int], position: int, layer: int, rank: int) -> int:
     digest = hashlib.blake2b(repr((tokens[: position + 1], layer, rank)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+LOAD_S_MAX = 60.0
+"""Copies that nobody else computes beside end within this time."""
 
 
 @dataclass
@@ -148,8 +154,9 @@ class ToyEngine:
         self.kv = [[np.zeros((blocks, BLOCK), np.uint64) for _ in range(LAYERS)] for _ in range(ranks)]
         self.workers: list[WorkerSide] = []
         for tensors in self.kv:
-            worker = WorkerSide(Barrier(self.counters.add))
-            worker.attach(make_mover(HostPool(rows * 4096, ROW_BYTES, 0), tensors, blocks, 1))
+            worker = WorkerSide(Barrier(self.counters.add), Pace(1))
+            layers = {name: number for number, name in enumerate(names)}
+            worker.attach(make_mover(HostPool(rows * 4096, ROW_BYTES, 0), tensors, blocks, 1), layers)
             self.workers.append(worker)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
@@ -173,11 +180,14 @@ class ToyEngine:
     def run(self, *requests: Request, steps: int = 300) -> None:
         for request in requests:
             self.add(request)
+        deadline = time.monotonic() + LOAD_S_MAX
         while self.waiting or self.running or self.loading:
             self.step()
-            if self.loading:
-                time.sleep(1e-3)  # copies have threads of their own
-            steps -= 1
+            if self.loading and not self.running:
+                time.sleep(1e-3)  # copies have threads of their own, and may have to wait for a core
+                assert time.monotonic() < deadline, "a load hangs"
+            else:
+                steps -= 1
             assert steps > 0, "no progress: a request hangs"
 
     def abort(self, request: Request) -> None:
@@ -322,6 +332,7 @@ class ToyEngine:
         for request_id, ranks in list(self.received.items()):
             if ranks == len(self.workers):
                 del self.received[request_id]
+                self.scheduler.received([request_id])
                 self._end_load(self.loading.pop(request_id))
 
     def _end_load(self, request: Request) -> None:

@@ -110,6 +110,13 @@ class Rig:
         self.jobs += 1
         self.mover.store(self.jobs, rows, blocks)
 
+    def load_now(self, rows: np.ndarray, blocks: np.ndarray, by_layers: bool = False) -> None:
+        """Load between what the stream was given before and what it is given from now on."""
+        self.jobs += 1
+        self.mover.load_now(self.jobs, rows, blocks, by_layers)
+        if not by_layers:
+            self.mover.join_load(self.jobs)
+
     def load(self, rows: np.ndarray, blocks: np.ndarray) -> None:
         self.jobs += 1
         self.mover.submit_load(self.jobs, rows, blocks)

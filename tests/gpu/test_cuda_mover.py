@@ -61,7 +61,7 @@ def test_round_trips_are_byte_exact(layout: Any, dtype: Any, consecutive: bool) 
             rig.load(rows, targets)
             rig.wait(1)
         else:
-            rig.mover.load_now(0, rows, targets)
+            rig.load_now(rows, targets)
             rig.wait(1)
         assert same(rig.content(targets), expected)
         assert same(rig.content(untouched), [layer[untouched.astype(np.int64)] for layer in before])
@@ -104,18 +104,58 @@ def test_a_load_now_is_between_what_the_stream_does_before_and_after(rig: Rig) -
         torch.cuda.synchronize()
         torch.cuda._sleep(SLOW_CYCLES)
         seen_before = [as_bytes(tensor)[index] for tensor in rig.kv]
-        rig.mover.load_now(0, rows, blocks)
+        rig.load_now(rows, blocks)
         seen_after = [as_bytes(tensor)[index] for tensor in rig.kv]
         assert same([layer.cpu() for layer in seen_before], old), turn
         assert same(seen_after, stored), turn
         rig.wait(1)
 
 
+def test_a_forward_may_follow_a_load_layer_by_layer(rig: Rig) -> None:
+    rng = np.random.default_rng(5)
+    for turn in range(50):
+        rows, blocks = some_pairs(rng, 8, bool(turn % 2))
+        fill(rig.kv)
+        stored = rig.content(blocks)
+        rig.store(rows, blocks)
+        rig.wait(1)
+        fill(rig.kv)
+        index = torch.from_numpy(blocks.astype(np.int64)).cuda()
+        torch.cuda.synchronize()
+        rig.load_now(rows, blocks, by_layers=True)
+        seen = []
+        for layer, tensor in enumerate(rig.kv):
+            rig.mover.join_load(rig.jobs, layer)
+            seen.append(as_bytes(tensor)[index])
+        assert same(seen, stored), turn
+        rig.wait(1)
+
+
+def test_small_copies_of_others_take_their_turn() -> None:
+    """The engine's own copies would wait for the end of a load that goes on one stream."""
+    rig = Rig(separate(torch.bfloat16))
+    small, there = torch.ones(64).pin_memory(), torch.zeros(64, device="cuda")
+    rows = u32(range(BLOCKS))
+    beside = 0
+    for _ in range(20):
+        torch.cuda.synchronize()
+        for _ in range(20):
+            rig.load(rows, rows)
+        ended = 0
+        while ended < 20:
+            there.copy_(small, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+            ended += len(rig.mover.poll())
+            beside += 1
+    # Operation counts: with one stream there are one or two turns a batch of loads.
+    assert beside > 20 * 5
+
+
 def test_a_load_now_does_not_hold_the_caller(rig: Rig) -> None:
     torch.cuda.synchronize()
     torch.cuda._sleep(20 * SLOW_CYCLES)
     start = time.perf_counter()
-    rig.mover.load_now(0, u32(range(20)), u32(range(20)))
+    rig.load_now(u32(range(20)), u32(range(20)))
     submitted = time.perf_counter() - start
     torch.cuda.synchronize()
     assert submitted < (time.perf_counter() - start) / 4
@@ -231,7 +271,7 @@ def test_without_pinning_copies_are_right_too() -> None:
     rig.store(rows, blocks)
     rig.wait(1)
     rig.wipe(blocks)
-    rig.mover.load_now(0, rows, blocks)
+    rig.load_now(rows, blocks)
     assert same(rig.content(blocks), expected)
     assert rig.pool.pinned_bytes == 0
     rig.mover.close()
@@ -271,4 +311,6 @@ def test_what_cannot_be_moved_is_refused() -> None:
     pool = _core.HostPool(ROWS * 4096, 36)
     host = torch.from_dlpack(pool).data_ptr()
     with pytest.raises(InvalidArgumentError, match="not in the GPU's memory"):
-        _core.GpuMover(pool, [(host, 36, 36)], 1, 0, (0, 0, 0, 0), [(host, 4096)], [(host, 4096)], 4096)
+        _core.GpuMover(
+            pool, [(host, 36, 36)], 1, 0, ((0, 0), 0, 0, (0, 0)), [(host, 4096)], [(host, 4096)], 4096, 1
+        )

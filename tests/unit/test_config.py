@@ -34,7 +34,6 @@ VALUES = {
     "extra_config": ({"use_odirect": True}, {"use_odirect": True}),
     "kv_load_failure_policy": ("FAIL", "fail"),
     "pin": ("require", "require"),
-    "experimental_cuda": ("on", True),
     "sync_load_max_bytes": ("64MB", 64_000_000),
     "copy_threads": (4, 4),
     "prefault_threads": (0, 0),

@@ -46,6 +46,27 @@ def test_the_smallest_limit_counts(
     assert memory.available_bytes(machine(tmp_path, 8 * GIB, v2, v1)) == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/a.slice/b.scope", "", ("memory.max", "memory.current")),
+        ("4:cpu,memory:/a.slice/b.scope", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+)
+@pytest.mark.parametrize("limited", ["a.slice", "a.slice/b.scope", "."])
+def test_every_group_above_the_process_counts(
+    tmp_path: Path, line: str, folder: str, names: tuple[str, str], limited: str
+) -> None:
+    root = machine(tmp_path, 8 * GIB)
+    (root / "proc/self").mkdir()
+    (root / "proc/self/cgroup").write_text(f"9:pids:/elsewhere\n{line}\n")
+    group = root / "sys/fs/cgroup" / folder / limited
+    group.mkdir(parents=True)
+    for name, value in zip(names, (3 * GIB, GIB), strict=True):
+        (group / name).write_text(f"{value}\n")
+    assert memory.available_bytes(root) == 2 * GIB
+
+
 def test_nothing_known_limits_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.available_bytes(tmp_path) is None
     monkeypatch.setattr(memory, "available_bytes", lambda: None)

@@ -26,6 +26,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "extra": {"save_decode_cache": True},
         "llm": {"enable_prefix_caching": True},
     },
+    "by layers": {"before": [("load_by_layers", {})]},
+    "told early": {"extra": {"sync_load_max_size": 0}, "before": [("tell_loads_early", {})]},
     "a pool that is too small": {"env": {"LMCACHE_MAX_LOCAL_CPU_SIZE": "8MiB"}},
     "large blocks": {"llm": {"block_size": 128, "kv_cache_memory_bytes": 68 * 128 * 4096}},
 }
@@ -37,9 +39,13 @@ def test_a_life_of_requests(
 ) -> None:
     options = dict(VARIANTS[variant])
     cache = connector(**options.pop("extra", {}))
-    run = run_scenario([*LIFE, ("preemptions", {}), ("stats", {})], connector=cache, **options)
+    before: Steps = options.pop("before", [])
+    after: Steps = [("early_loads", {}), ("layer_joins", {}), ("preemptions", {}), ("stats", {})]
+    run = run_scenario([*before, *LIFE, *after], connector=cache, **options)
     assert run.tokens() == baseline(LIFE).tokens()
     assert run.results[-2] > 0, "some requests were preempted and resumed"
+    assert (run.results[-3] > 0) == (variant == "by layers")
+    assert (run.results[-4] > 0) == (variant == "told early")
     stats = run.results[-1]
     assert stats["leases"] == stats["reserved"] == stats["leaving"] == 0
     assert stats["free"] + stats["visible"] == stats["rows"]

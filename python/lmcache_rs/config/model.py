@@ -116,12 +116,6 @@ class Config:
         "Threads that copy KV on the CPU; none: lmcache_rs chooses.",
         ours=True,
     )
-    experimental_cuda: bool = _key(
-        False,
-        v.boolean(),
-        "Serve KV on NVIDIA GPUs, which is not proven right yet. Without it an engine on a GPU runs without cache.",
-        ours=True,
-    )
     pin: Literal["require", "prefer", "off"] = _key(
         "prefer",
         v.choice("require", "prefer", "off"),

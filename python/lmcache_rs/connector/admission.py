@@ -44,14 +44,20 @@ class Admission:
     def admit(self, step: int, record: Record, block_ids: list[int], tokens: int) -> None:
         """Order the load of `tokens` tokens into the request's new blocks; 0: nothing is loaded."""
         plan = record.plan
+        record.awaits_load = tokens > 0 and plan is not None and plan.asynchronous
+        ordered = False
         try:
             self._lookup.admit(record)
             if tokens:
                 if plan is None:
                     raise LookupError(f"{tokens} tokens are to be loaded that were not offered")
                 self._order(step, record, plan, block_ids, plan.num_computed + tokens)
+                ordered = True
+        except BaseException:
+            self._lookup.forget(record)
+            raise
         finally:
-            if plan is not None and not record.loading and plan.lease is not None:
+            if plan is not None and not ordered and plan.lease is not None:
                 plan.lease.release()
 
     def break_promise(self, step: int, request_id: str, block_ids: list[int], tokens: int) -> None:
@@ -79,6 +85,8 @@ class Admission:
             raise LookupError(f"{len(blocks)} blocks were promised, {len(rows)} rows are there")
         real = blocks != NULL_BLOCK
         pair = (np.ascontiguousarray(rows[real]), blocks[real])
-        order = self._ledger.open_load(step, record, lease, first, pair, end_tokens, plan.asynchronous)
+        order = self._ledger.open_load(
+            step, record, lease, first, pair, end_tokens, plan.asynchronous, plan.by_layers
+        )
         self._offers.pop(record.id, None)
         self._loads.append(order)

@@ -31,6 +31,8 @@ class Geometry:
     """Workers that share this machine's memory, those of other data-parallel engines included."""
     windows: tuple[int, ...] = (0,)
     """Of each cache group: the tokens that its attention sees; 0: all."""
+    drafts: bool = False
+    """Steps may write KV after their forward: a speculative model drafts tokens."""
 
     @property
     def groups(self) -> Groups:
@@ -62,16 +64,15 @@ def inspect(
     device_type: str,
     pool_bytes: int,
     *,
-    cuda: bool,
     fails_requests: bool,
 ) -> Geometry | Declined:
     """Read the geometry from vLLM's configuration, or say what is not supported.
 
-    `pool_bytes`: 0 is no RAM tier. `cuda`: whether GPUs may be tried. `fails_requests`: this vLLM can be told which
-    request's load failed, not only which blocks.
+    `pool_bytes`: 0 is no RAM tier. `fails_requests`: this vLLM can be told which request's load failed, not only which
+    blocks.
     """
     parallel = vllm_config.parallel_config
-    declined = _decline_machine(parallel, device_type, pool_bytes, cuda) or _decline_model(
+    declined = _decline_machine(parallel, device_type, pool_bytes) or _decline_model(
         kv_cache_config, device_type, fails_requests
     )
     if declined is not None:
@@ -93,18 +94,14 @@ def inspect(
         device=device_type,
         ranks_on_host=parallel.world_size * getattr(parallel, "data_parallel_size_local", 1),
         windows=tuple(map(_window, groups)),
+        drafts=getattr(vllm_config, "speculative_config", None) is not None,
     )
 
 
-def _decline_machine(parallel: Any, device_type: str, pool_bytes: int, cuda: bool) -> Declined | None:
+def _decline_machine(parallel: Any, device_type: str, pool_bytes: int) -> Declined | None:
     """Why no model is served here, if so."""
     if not pool_bytes:
         return Declined("local_cpu", "local_cpu is off, and no other tier is supported yet")
-    if device_type == "cuda" and not cuda:
-        message = (
-            "KV on NVIDIA GPUs is not proven right yet; LMCACHE_EXPERIMENTAL_CUDA=1 tries it all the same"
-        )
-        return Declined("cuda", message)
     if device_type not in ("cpu", "cuda"):
         return Declined("device", f"KV on {device_type!r} is not supported yet")
     contexts = (

@@ -1,11 +1,11 @@
-"""Blocks that a store still reads stay in vLLM's block pool until the store is acknowledged."""
+"""Blocks that a copy still uses stay in vLLM's block pool until the copy is acknowledged."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 
 class HeldBlocks:
-    """References on blocks of vLLM's pool, given back before the pool is reset.
+    """References on blocks of vLLM's pool, those of stores given back before the pool is reset.
 
     A block costs nothing while its request runs. Blocks of requests that have gone, which nobody else could use, are
     at most about `share_max` of the pool: beyond it nothing more is held.
@@ -18,7 +18,7 @@ class HeldBlocks:
         """Blocks held whose request has gone."""
 
     def bind(self, pool: Any, before_reset: Callable[[], None]) -> None:
-        """Take vLLM's block pool. `before_reset` runs before every reset of it and must release all blocks.
+        """Take vLLM's block pool. `before_reset` runs before every reset of it and releases what it can.
 
         vLLM resets its pool before it asks the connector, and refuses while any block is referenced.
         """
@@ -31,6 +31,11 @@ class HeldBlocks:
             return done
 
         pool.reset_prefix_cache = reset_prefix_cache
+
+    @property
+    def bound(self) -> bool:
+        """Whether blocks can be held."""
+        return self._pool is not None
 
     @property
     def room(self) -> int:

@@ -2,7 +2,9 @@
 
 import itertools
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lmcache_rs._core import Index, Lease, Reservation
@@ -40,9 +42,9 @@ class StoreJob:
 
 @dataclass(slots=True)
 class LoadJob:
-    """Rows being read. The lease keeps them; `first` is the position of the first one loaded.
+    """Rows being read. The lease keeps them; `first` is the position of the first one loaded. None: a broken load.
 
-    Without a lease nothing is read: the load was promised, and fails.
+    The blocks of an asynchronous one are held: the worker may tell vLLM that it has ended shortly before it has.
     """
 
     id: int
@@ -51,9 +53,14 @@ class LoadJob:
     lease: Lease | None
     first: int
     blocks: Numbers
+    held: list[Any]
     end_tokens: int
+    asynchronous: bool
     since: float
     result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
+    orphan: bool = False
+    joined: bool = False
+    """Steps may read the blocks of an asynchronous one before its answer is here."""
 
 
 class Ledger:
@@ -65,15 +72,16 @@ class Ledger:
     def __init__(
         self, index: Index, held: HeldBlocks, geometry: Geometry, counters: Counters, barrier: Barrier
     ) -> None:
+        self._barrier = barrier
         self._index = index
         self._held = held
         self._ranks = geometry.ranks
         self._rows_per_slot = len(geometry.groups)
         self._counters = counters
-        self._barrier = barrier
         self._ids = itertools.count(1)
         self._stores: dict[int, StoreJob] = {}
         self._loads: dict[int, LoadJob] = {}
+        self._joins: list[int] = []
 
     def open_store(
         self, step: int, record: Record, reservation: Reservation, rows: Numbers, blocks: Numbers, tokens: int
@@ -83,8 +91,9 @@ class Ledger:
         job = StoreJob(
             next(self._ids), step, record, reservation, held, record.table, tokens, time.monotonic()
         )
+        order = StoreOrder(job.id, rows, blocks)
         self._stores[job.id] = job
-        return StoreOrder(job.id, rows, blocks)
+        return order
 
     def open_load(
         self,
@@ -95,92 +104,107 @@ class Ledger:
         order: tuple[Numbers, Numbers],
         end_tokens: int,
         asynchronous: bool,
+        by_layers: bool,
     ) -> LoadOrder:
         """Order a load of (rows, blocks); the lease is the job's now."""
         rows, blocks = order
-        job = LoadJob(next(self._ids), step, record, lease, first, blocks, end_tokens, time.monotonic())
-        opened = LoadOrder(job.id, record.id, rows, blocks, asynchronous)
+        held = self._held.hold(blocks.tolist()) if asynchronous and self._held.bound else []
+        number, now = next(self._ids), time.monotonic()
+        job = LoadJob(number, step, record, lease, first, blocks, held, end_tokens, asynchronous, now)
+        opened = LoadOrder(job.id, record.id, rows, blocks, asynchronous, bool(held), by_layers)
         self._loads[job.id] = job
         record.loading = True
         return opened
 
+    def received(self, request_ids: Iterable[str]) -> None:
+        """Every rank told vLLM that these requests' loads have ended: readers join those that have not quite."""
+        requests = set(request_ids)
+        for job in self._loads.values():
+            if job.held and not job.joined and job.record.id in requests:
+                job.joined = True
+                self._joins.append(job.id)
+
+    def take_joins(self) -> list[int]:
+        """Loads that the next step's forward may read."""
+        joins, self._joins = self._joins, []
+        return joins
+
     def open_broken(
         self, step: int, record: Record, blocks: Numbers, end_tokens: int, asynchronous: bool
     ) -> BrokenLoad:
-        """Have the workers fail a load of `blocks`: what this step computes on top of it is as bad as theirs."""
-        job = LoadJob(next(self._ids), step, record, None, 0, blocks, end_tokens, time.monotonic())
+        """A load that was promised and is not ordered: fails like one, so that stores that read its blocks are void."""
+        number, now = next(self._ids), time.monotonic()
+        job = LoadJob(number, step, record, None, 0, blocks, [], end_tokens, asynchronous, now)
         self._loads[job.id] = job
         record.loading = True
         return BrokenLoad(job.id, record.id, blocks, asynchronous)
 
-    def acknowledge(self, acks: WorkerAcks) -> list[Record]:
-        """Take the ranks' answers. Returns the requests whose load failed.
+    def acknowledge(self, acks: WorkerAcks) -> None:
+        """Take the ranks' answers.
 
-        Failed loads come first: a store of the same step may have read what they left behind.
+        Loads come first: a store of their step or later may have read what a failed one left behind. It waits for the
+        load's answer, which may come later: those of a worker nearby overtake what is in a step's output.
         """
-        loads: list[LoadJob] = []
-        stores: list[StoreJob] = []
         for job_id, result in acks.jobs.items():
-            try:
-                self._merge(job_id, result, loads, stores)
-            except BaseException as error:
-                self._barrier.report("acknowledge", error)
-        failed = self._settle(loads, stores)
+            job = self._loads.get(job_id) or self._stores.get(job_id)
+            if job is not None:
+                self._survives("acknowledge", partial(job.result.merge, result))
+        for job_id in acks.jobs:
+            load = self._loads.get(job_id)
+            if load is not None and load.result.ranks >= self._ranks:
+                self._close_load(load)
+        for store in list(self._stores.values()):
+            if store.result.ranks >= self._ranks and not self._may_become_void(store):
+                self._close_store(store)
         slots = self._index.rows if acks.rows is None else acks.rows // self._rows_per_slot
         if slots < self._index.rows:
             logger.warning("a worker has room for %d blocks only, %d were planned", slots, self._index.rows)
             self._index.shrink(slots)
-        return failed
 
-    def _merge(self, job_id: int, result: JobResult, loads: list[LoadJob], stores: list[StoreJob]) -> None:
-        """Add a rank's answer to its job; one that all ranks have answered moves to `loads` or `stores`."""
-        if (load := self._loads.get(job_id)) is not None:
-            load.result.merge(result)
-            if load.result.ranks >= self._ranks:
-                loads.append(self._loads.pop(job_id))
-        elif (store := self._stores.get(job_id)) is not None:
-            store.result.merge(result)
-            if store.result.ranks >= self._ranks:
-                stores.append(store)
+    def _close_load(self, job: LoadJob) -> None:
+        del self._loads[job.id]
+        if not self._survives("end_load", partial(self._end_load, job)) and job.lease is not None:
+            self._survives("end_load", job.lease.release)
+        self._survives("release", partial(self._release, job))
 
-    def _settle(self, loads: list[LoadJob], stores: list[StoreJob]) -> list[Record]:
-        """End each of these jobs; stores after all loads. Returns the requests whose load failed."""
-        for load in loads:
-            try:
-                self._end_load(load)
-            except BaseException as error:
-                self._barrier.report("end_load", error)
-        for store in stores:
-            self._stores.pop(store.id, None)
-            try:
-                self._end_store(store)
-            except BaseException as error:
-                # What was reserved is given up with the job.
-                self._barrier.report("end_store", error)
-        return [load.record for load in loads if load.result.failed]
+    def _close_store(self, job: StoreJob) -> None:
+        del self._stores[job.id]
+        self._survives("release", partial(self._release, job))
+        if not self._survives("end_store", partial(self._end_store, job)):
+            self._survives("end_store", job.reservation.abort)
+
+    def _survives(self, what: str, work: Callable[[], Any]) -> bool:
+        """Whether `work` was done; a failure is reported and concerns nobody else."""
+        try:
+            work()
+        except BaseException as error:
+            self._barrier.report(what, error)
+            return False
+        return True
 
     def orphan(self, record: Record) -> None:
         """The request gives its blocks back: those held are held for us alone from now on."""
-        for job in self._stores.values():
+        jobs: list[StoreJob | LoadJob] = [*self._stores.values(), *self._loads.values()]
+        for job in jobs:
             if job.record is record and job.held and not job.orphan:
                 job.orphan = True
                 self._held.orphans += len(job.held)
 
     def void_stores(self) -> None:
-        """Release every held block now; the stores that read them are dropped when they are acknowledged."""
+        """Release every block held for a store now; these stores are dropped when they are acknowledged.
+
+        Blocks that are being loaded stay held: nobody else may write them.
+        """
         for job in self._stores.values():
             job.void = True
-            try:
-                self._release(job)
-            except BaseException as error:
-                self._barrier.report("release", error)
+            self._survives("release", partial(self._release, job))
 
     def undo(self, orders: list[StoreOrder]) -> None:
         """Take back stores that no worker has seen."""
-        jobs = [job for order in orders if (job := self._stores.get(order.job)) is not None]
-        for job in jobs:
+        for order in orders:
+            job = self._stores[order.job]
             job.void = True
-        self._settle([], jobs)
+            self._close_store(job)
 
     @property
     def busy(self) -> bool:
@@ -191,20 +215,35 @@ class Ledger:
         return oldest is not None and time.monotonic() - oldest < STEPPING_S_MAX
 
     @property
+    def loads_beside(self) -> bool:
+        """Whether an asynchronous load is in flight."""
+        return any(job.asynchronous for job in self._loads.values())
+
+    @property
     def holds_blocks(self) -> bool:
         """Whether blocks will come back to vLLM's pool soon."""
-        return any(j.held and time.monotonic() - j.since < STEPPING_S_MAX for j in self._stores.values())
+        now = time.monotonic()
+        since = [job.since for job in self._stores.values() if job.held]
+        since += [job.since for job in self._loads.values() if job.orphan]
+        return any(now - began < STEPPING_S_MAX for began in since)
+
+    def _may_become_void(self, store: StoreJob) -> bool:
+        """Whether a load that the step of the store waited for has not been answered, and wrote blocks of its table."""
+        return any(
+            (load.joined or not load.asynchronous)
+            and load.step <= store.step
+            and not set(load.blocks.tolist()).isdisjoint(store.table)
+            for load in self._loads.values()
+        )
 
     def _end_load(self, job: LoadJob) -> None:
         job.record.loading = False
-        try:
-            if job.result.failed:
-                self._fail_load(job)
-            else:
-                self._count("load", job.record.user_id, job.result)
-        finally:
-            if job.lease is not None:
-                job.lease.release()
+        if job.result.failed:
+            self._fail_load(job)
+        else:
+            self._count("load", job.record.user_id, job.result)
+        if job.lease is not None:
+            job.lease.release()
 
     def _fail_load(self, job: LoadJob) -> None:
         self._counters.add("failed_loads")
@@ -224,7 +263,6 @@ class Ledger:
         )
 
     def _end_store(self, job: StoreJob) -> None:
-        self._release(job)
         if job.void or job.result.failed:
             if not job.void:
                 self._barrier.note_failure()
@@ -235,7 +273,7 @@ class Ledger:
         self._counters.add("stored_tokens", job.tokens)
         self._count("store", job.record.user_id, job.result)
 
-    def _release(self, job: StoreJob) -> None:
+    def _release(self, job: StoreJob | LoadJob) -> None:
         held, job.held = job.held, []
         if held:
             self._held.orphans -= len(held) if job.orphan else 0

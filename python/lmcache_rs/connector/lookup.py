@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from lmcache_rs._core import Index, Match
-from lmcache_rs.config import Config
 from lmcache_rs.connector.requests import Plan, Record
+from lmcache_rs.connector.rules import LookupRules
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.log import init_logger
 
@@ -21,46 +20,6 @@ WAITING_LEASES_SHARE_MAX = 0.5
 
 FAILED_LOADS_MAX = 2
 """After so many failed loads a request is computed, whatever the index says."""
-
-
-SYNC_LOAD_BYTES = {"cpu": 256 << 20, "cuda": 32 << 20}
-"""Loads up to this size hold the step by default.
-
-On the CPU about 10 ms at memory speed, where an asynchronous load costs its request 10 ms or more of extra steps, and a
-decode step takes longer than that. On a GPU about half a millisecond of the bus.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class LookupRules:
-    """What the configuration says about hits."""
-
-    tails: bool
-    asynchronous: bool
-    asynchronous_only: bool
-    """Whether no load may hold the step, because vLLM could not take back a failed one."""
-    sync_bytes_max: int
-    """Loads up to this many bytes hold the step, and all loads of a request that is alone; 0: none ever does."""
-    min_tokens: int
-    max_tokens: int
-    """The most tokens loaded for a request at once; 0: no limit."""
-    skip_last_tokens: int
-    pending_s_max: float
-
-    @classmethod
-    def of(cls, config: Config, device: str, asynchronous_only: bool) -> "LookupRules":
-        """What `config` says for KV on `device`."""
-        limit = config.sync_load_max_bytes
-        return cls(
-            tails=config.tails,
-            asynchronous=config.enable_async_loading,
-            asynchronous_only=asynchronous_only,
-            sync_bytes_max=SYNC_LOAD_BYTES[device] if limit is None else limit,
-            min_tokens=config.min_retrieve_tokens,
-            max_tokens=config.max_tokens_per_load,
-            skip_last_tokens=config.skip_last_n_tokens,
-            pending_s_max=config.pending_timeout_ms / 1e3,
-        )
 
 
 class Lookup:
@@ -83,14 +42,20 @@ class Lookup:
         self._tail_hash = tail_hash
         self._waiting_rows = 0
 
-    def answer(self, record: Record, num_computed: int, alone: bool) -> tuple[int | None, bool]:
+    def answer(
+        self, record: Record, num_computed: int, alone: bool, loads_beside: bool
+    ) -> tuple[int | None, bool]:
         """Tokens that can be loaded beyond `num_computed` (None: ask again), and whether asynchronously.
 
         Asked every step while the request waits: the same question costs nothing and changes nothing. `alone`: no
-        other request could run meanwhile, so holding the step costs nobody anything.
+        other request could run meanwhile, so holding the step costs nobody anything. `loads_beside`: another load is on
+        its way, and what holds the step would wait behind it.
         """
         request = record.request
         if not record.may_load or getattr(request, "skip_reading_prefix_cache", False):
+            return 0, False
+        if record.loading:
+            # Preempted before every rank said how its load ended: what failed must not be offered again.
             return 0, False
         plan, epoch = record.plan, self._index.epoch
         if plan is None or (plan.num_computed, plan.num_tokens, plan.epoch) != (
@@ -99,7 +64,7 @@ class Lookup:
             epoch,
         ):
             self.forget(record)
-            plan = record.plan = self._plan(record, num_computed, epoch, alone)
+            plan = record.plan = self._plan(record, num_computed, epoch, alone, loads_beside)
         if plan.tokens is None:
             record.plan = None
         return plan.tokens, plan.asynchronous
@@ -145,7 +110,7 @@ class Lookup:
         tail = self.tail(record, start) if self._rules.tails and start < end else None
         return self._index.match(record.space, hashes, tail)
 
-    def _plan(self, record: Record, num_computed: int, epoch: int, alone: bool) -> Plan:
+    def _plan(self, record: Record, num_computed: int, epoch: int, alone: bool, loads_beside: bool) -> Plan:
         request, size = record.request, self._block_size
         nothing = Plan(num_computed, request.num_tokens, epoch, 0)
         if record.failures >= FAILED_LOADS_MAX:
@@ -164,21 +129,34 @@ class Lookup:
         self._note(record, hit, num_computed, reason)
         if reason is not None:
             return nothing
-        asynchronous = self._holds_nobody(-(-total // size) - num_computed // size, alone)
-        if asynchronous and not self._rules.asynchronous_only:
-            # VLLM computes the last token all the same. Where it drops blocks out of the window of the token after
-            # that one, it would drop one that the last token still needs.
-            need = total - num_computed
-        plan = Plan(num_computed, request.num_tokens, epoch, need, asynchronous)
+        slots = -(-total // size) - num_computed // size
+        if self._rules.asynchronous_only:
+            # Without the last token: after a whole prompt vLLM drops the block that only that token still sees.
+            plan = Plan(num_computed, request.num_tokens, epoch, need, True)
+            self._keep(plan, match)
+            return plan
+        load_bytes = slots * self._slot_bytes
+        limit = 0 if loads_beside else self._rules.sync_bytes_max
+        asynchronous = self._rules.asynchronous and load_bytes > limit and not (alone and limit)
+        if asynchronous:
+            plan = Plan(num_computed, request.num_tokens, epoch, total - num_computed, True)
+        else:
+            need, by_layers = self._layered(request, num_computed, need, load_bytes)
+            plan = Plan(num_computed, request.num_tokens, epoch, need, False, by_layers)
         self._keep(plan, match)
         return plan
 
-    def _holds_nobody(self, slots: int, alone: bool) -> bool:
-        """Whether to load so many slots beside the steps of other requests."""
-        rules, limit = self._rules, self._rules.sync_bytes_max
-        if rules.asynchronous_only:
-            return True
-        return rules.asynchronous and slots * self._slot_bytes > limit and not (alone and limit)
+    def _layered(self, request: Any, num_computed: int, need: int, load_bytes: int) -> tuple[int, bool]:
+        """Tokens to load, and whether by layers: whole blocks only, and at least two tokens are left to compute.
+
+        vLLM runs a step of one token a request as one CUDA graph, which can wait for no layer, and in a block that is
+        partly loaded it would write tokens before that block's layer has come.
+        """
+        least, size = self._rules.layered_bytes_min, self._block_size
+        if least is None or load_bytes < least or num_computed % size:
+            return need, False
+        whole = min(num_computed + need, request.num_tokens - 2) // size * size - num_computed
+        return (whole, True) if whole > 0 else (need, False)
 
     def _why_not(self, record: Record, match: Match, need: int) -> str | None:
         if need >= max(1, self._rules.min_tokens):

@@ -11,13 +11,19 @@ Numbers = npt.NDArray[np.uint32]
 
 @dataclass(slots=True)
 class LoadOrder:
-    """Copy rows into blocks, pairwise. `asynchronous`: vLLM waits for the request's id, not for the step."""
+    """Copy rows into blocks, pairwise. `asynchronous`: vLLM waits for the request's id, not for the step.
+
+    `held`: vLLM gives the blocks to nobody else before the load is acknowledged. `by_layers`: the forward may begin
+    when the first layers are there, as it computes nothing in these blocks.
+    """
 
     job: int
     request_id: str
     rows: Numbers
     blocks: Numbers
     asynchronous: bool
+    held: bool = False
+    by_layers: bool = False
 
 
 @dataclass(slots=True)
@@ -31,7 +37,7 @@ class StoreOrder:
 
 @dataclass(slots=True)
 class BrokenLoad:
-    """A load that was promised to vLLM and cannot be ordered: the workers report it as failed."""
+    """A load that was promised to vLLM and cannot be ordered: the workers report it as failed, to both sides."""
 
     job: int
     request_id: str
@@ -46,6 +52,8 @@ class StepOrders:
     loads: list[LoadOrder] = field(default_factory=list)
     stores: list[StoreOrder] = field(default_factory=list)
     broken: list[BrokenLoad] = field(default_factory=list)
+    joins: list[int] = field(default_factory=list)
+    """Loads that a forward may read from now on, told to vLLM as received while they were ending."""
     idle: bool = False
     """No request computes anything in this step. vLLM up to 0.30 does not call the hook that stores then."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmcache_rs._core import KeySpace, Lease
+from lmcache_rs.connector.groups import Groups
 
 _RANDOM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
@@ -20,6 +21,8 @@ class Plan:
     tokens: int | None
     """Tokens offered beyond `num_computed`; None: ask again."""
     asynchronous: bool = False
+    by_layers: bool = False
+    """The forward may begin while the load's last layers are on their way."""
     lease: Lease | None = None
     lease_rows: int = 0
 
@@ -41,6 +44,8 @@ class Record:
     """(number of tokens, hash) of the partial last block, computed once."""
     tail_stored: bool = False
     loading: bool = False
+    awaits_load: bool = False
+    """An asynchronous load was promised and the request not scheduled since: vLLM counts tokens that may never come."""
     failures: int = 0
     offer_below: int | None = None
     """After a failed load: the next answer must end before this many tokens."""
@@ -73,3 +78,30 @@ def request_options(request: Any) -> Mapping[str, Any]:
     if not isinstance(params, Mapping):
         return {}
     return {k: v for k, v in params.items() if isinstance(k, str) and k.startswith("lmcache.")}
+
+
+def follow_tables(storing: dict[str, Record], scheduled: Any, groups: Groups) -> dict[str, int]:
+    """Bring the block tables of `storing` up to this step. Returns tokens computed before it, by request.
+
+    A new request comes with its whole table, a resumed one too; a running one with what was added.
+    """
+    computed: dict[str, int] = {}
+    for new in scheduled.scheduled_new_reqs:
+        record = storing.get(new.req_id)
+        if record is not None:
+            record.table, record.gap = groups.table(new.block_ids), False
+            computed[new.req_id] = new.num_computed_tokens
+    cached = scheduled.scheduled_cached_reqs
+    for i, request_id in enumerate(cached.req_ids):
+        record = storing.get(request_id)
+        if record is None:
+            continue
+        added = cached.new_block_ids[i]
+        if request_id in cached.resumed_req_ids:
+            record.table, record.gap = groups.table(added) if added is not None else [], False
+        elif added is not None:
+            groups.extend(record.table, added)
+        computed[request_id] = cached.num_computed_tokens[i]
+    for request_id, tokens in computed.items():
+        groups.forget_out_of_window(storing[request_id].table, tokens)
+    return computed

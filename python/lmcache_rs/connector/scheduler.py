@@ -1,7 +1,6 @@
 """The scheduler side: decides what is loaded and stored, in vLLM's scheduler process, on its main thread."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lmcache_rs._core import Index, KeySpace
@@ -12,22 +11,16 @@ from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.identity import UnnameableError, identity
 from lmcache_rs.connector.ledger import Ledger
-from lmcache_rs.connector.lookup import Lookup, LookupRules, TailHash
+from lmcache_rs.connector.lookup import Lookup, TailHash
+from lmcache_rs.connector.nearby import Nearby
 from lmcache_rs.connector.orders import StepOrders, StoreOrder, WorkerAcks
-from lmcache_rs.connector.requests import Record, request_options
+from lmcache_rs.connector.requests import Record, follow_tables, request_options
+from lmcache_rs.connector.rules import Roles, lookup_rules
 from lmcache_rs.connector.stats import Counters
-from lmcache_rs.connector.stores import StorePlanner, StoreRules, final_tokens, follow_tables
+from lmcache_rs.connector.stores import StorePlanner, StoreRules, final_tokens
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """What `kv_role` allows: a consumer never stores, a producer never loads."""
-
-    may_store: bool
-    may_load: bool
 
 
 class SchedulerSide:
@@ -53,7 +46,7 @@ class SchedulerSide:
         self.groups = groups = geometry.groups
         self.index = Index(geometry.slots)
         self.frozen = config.freeze
-        rules = LookupRules.of(config, geometry.device, asynchronous_only=not groups.plain)
+        rules = lookup_rules(config, geometry.device, asynchronous_only=not groups.plain)
         self._held = HeldBlocks(config.max_held_blocks_percent / 100)
         self._ledger = Ledger(self.index, self._held, geometry, counters, barrier)
         self._lookup = Lookup(
@@ -76,13 +69,22 @@ class SchedulerSide:
         self._late_acks: list[WorkerAcks] = []
         self._step = 0
         self._closed = False
-        self.worker_nearby: Callable[[], WorkerAcks | None] | None = None
-        """Asks the engine's only worker, where it lives in this process: its answers need not wait for a step's output,
-        which with overlapping steps comes two steps late, and blocks are held for as long."""
+        self.worker_nearby: Nearby | None = None
+
+    def table(self, per_group: Sequence[Sequence[int]]) -> list[int]:
+        """VLLM's block tables, one for each cache group, as the one that the other methods take."""
+        return self.groups.table(per_group)
 
     def bind_block_pool(self, pool: Any) -> None:
         """Take vLLM's block pool; stores need it to keep their source blocks."""
-        self._held.bind(pool, self._ledger.void_stores)
+        self._held.bind(pool, self._before_reset)
+
+    def _before_reset(self) -> None:
+        """VLLM resets its block pool, and may unmap KV after that: nothing may hold blocks, nor copy."""
+        self._ledger.void_stores()
+        if self.worker_nearby is not None:
+            self.worker_nearby.drain()
+            self._ask_nearby()
 
     def add_request(self, request: Any) -> Record:
         """A request arrived: look it up at once, so that what it will need counts as recently used."""
@@ -112,25 +114,26 @@ class SchedulerSide:
         self._admission.withdraw(request.request_id)
         if self._closed:
             return 0, False
+        self._ask_nearby()
         record = self._records.get(request.request_id) or self.add_request(request)
         if self._barrier.is_off():
             self._lookup.decline(record, num_computed, "turned_off")
             return 0, False
-        tokens, asynchronous = self._lookup.answer(record, num_computed, alone=len(self._records) == 1)
+        alone, beside = len(self._records) == 1, self._ledger.loads_beside
+        tokens, asynchronous = self._lookup.answer(record, num_computed, alone, beside)
         if tokens:
             self._admission.offer(record, num_computed, asynchronous)
         return tokens, asynchronous
 
     def admit(self, request: Any, block_ids: list[int], tokens: int) -> None:
-        """Blocks were allocated for `tokens` tokens of the last answer; 0: nothing of it is loaded."""
-        try:
-            record = self._records.get(request.request_id) or self.add_request(request)
-            if record.may_store:
-                self._storing[record.id] = record
-            self._admission.admit(self._step, record, block_ids, tokens)
-        except BaseException:
-            self.break_promise(request.request_id, block_ids, tokens)
-            raise
+        """Blocks were allocated for `tokens` tokens of the last answer; 0: nothing of it is loaded.
+
+        When this fails, `break_promise` must follow.
+        """
+        record = self._records.get(request.request_id) or self.add_request(request)
+        if record.may_store:
+            self._storing[record.id] = record
+        self._admission.admit(self._step, record, block_ids, tokens)
 
     def break_promise(self, request_id: str, block_ids: list[int], tokens: int) -> None:
         """What vLLM allocated blocks for and is not ordered ends as a failed load."""
@@ -138,27 +141,29 @@ class SchedulerSide:
 
     def take_orders(self) -> StepOrders:
         """What is ordered whatever else this step brings: promised loads above all."""
+        joins = self._ledger.take_joins()
         stores, self._late_stores = self._late_stores, []
         loads, broken = self._admission.take()
-        return StepOrders(loads, stores, broken)
+        return StepOrders(loads, stores, broken, joins)
 
     def rescue_orders(self) -> StepOrders:
         """The orders of a step that could not be planned at all."""
-        self._stop_storing()
+        # Until they are admitted again: their tables are not followed any more.
+        self._storing.clear()
         return self.take_orders()
 
     def plan_step(self, scheduled: Any) -> StepOrders:
-        """The orders of this step. When planning fails, `PlanningError` has what is ordered all the same."""
+        """The orders of this step. When planning fails, every promised load is reported as failed instead."""
         self._step += 1
         orders = self.take_orders()
         late = len(orders.stores)
         try:
             orders.idle = not scheduled.num_scheduled_tokens
-            acks = self.worker_nearby() if self.worker_nearby is not None else None
-            if acks is not None:
-                self._late_acks.append(acks)
             while self._late_acks:
                 self.acknowledge(self._late_acks.pop(0))
+            if self.worker_nearby is not None:
+                self._ask_nearby()
+                self.worker_nearby.start_loads(orders)
             if self._storing:
                 self._plan_stores(scheduled, orders.stores)
         except BaseException as error:
@@ -167,17 +172,12 @@ class SchedulerSide:
             # Loads and late stores are ordered already; what was planned here is taken back.
             planned = orders.stores[late:]
             del orders.stores[late:]
-            self._stop_storing()
+            # Until they are admitted again: their tables are not followed any more.
+            self._storing.clear()
             self._ledger.undo(planned)
             self.counters.add("dropped_stores:planning")
             raise PlanningError(orders) from error
         return orders
-
-    def _stop_storing(self) -> None:
-        """Store no more of the requests at hand: their block tables may have missed a step."""
-        for record in self._storing.values():
-            record.may_store = False
-        self._storing.clear()
 
     def _resting(self) -> bool:
         """Whether nothing is looked up or stored: closed, or turned off for a while."""
@@ -189,10 +189,12 @@ class SchedulerSide:
         computed = follow_tables(storing, scheduled, self.groups)
         for request_id, before in computed.items():
             record = storing[request_id]
+            record.awaits_load = False
             after = before + counts.get(request_id, 0)
             order = None if resting else self._planner.plan(self._step, record, after)
             if order is not None:
                 stores.append(order)
+            # While it loads it may have to be computed, and stored, again.
             if self._planner.finished(record, after) and not record.loading:
                 del storing[request_id]
 
@@ -207,9 +209,8 @@ class SchedulerSide:
             self.drop_request(record.id)
 
     def _store_generated(self, record: Record, block_ids: list[int]) -> None:
-        if record.id not in self._storing or not self._config.save_decode_cache:
-            return
-        if record.loading or self.frozen or self._resting():
+        computed = record.id in self._storing and not (record.loading or record.awaits_load)
+        if not computed or not self._config.save_decode_cache or self.frozen or self._resting():
             return
         record.table = list(block_ids)
         # Ordered with the next step, which runs after the last one that computed anything of this request.
@@ -228,14 +229,21 @@ class SchedulerSide:
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""
-        for record in self._ledger.acknowledge(acks):
-            # Computed again: the request has something to store once more.
-            if record.may_store and record.id in self._records:
-                self._storing[record.id] = record
+        self._ledger.acknowledge(acks)
 
     def acknowledge_later(self, acks: WorkerAcks) -> None:
         """Take these answers with the next step: the hook that brought them failed."""
         self._late_acks.append(acks)
+
+    def received(self, request_ids: Iterable[str]) -> None:
+        """VLLM was told that these requests' loads have ended."""
+        self._ledger.received(request_ids)
+
+    def _ask_nearby(self) -> None:
+        """Blocks that come back with an answer may be needed at once."""
+        acks = self.worker_nearby.take_acks() if self.worker_nearby is not None else None
+        if acks is not None:
+            self.acknowledge(acks)
 
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""

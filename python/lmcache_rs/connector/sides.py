@@ -1,7 +1,7 @@
 """Builds the side of the connector that a vLLM process needs, from vLLM's and our configuration."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lmcache_rs._core import HostPool, pool_rows
@@ -11,9 +11,12 @@ from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.geometry import Declined, Geometry, inspect
 from lmcache_rs.connector.handle import EngineHandle
-from lmcache_rs.connector.scheduler import Roles, SchedulerSide
+from lmcache_rs.connector.mover import Mover
+from lmcache_rs.connector.pace import Pace
+from lmcache_rs.connector.rules import Roles
+from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
-from lmcache_rs.connector.worker import Mover, WorkerSide
+from lmcache_rs.connector.worker import WorkerSide
 from lmcache_rs.copy.cpu import CpuMover
 from lmcache_rs.log import init_logger
 from lmcache_rs.memory import clamp
@@ -45,11 +48,13 @@ class Sides:
         """Map the pool and make the mover; without them the worker fails every job, and the scheduler side is told."""
         if self.worker is None or isinstance(self.geometry, Declined):
             return
-        mover = None
+        mover: Mover | None = None
+        layers: dict[str, int] = {}
         try:
-            mover = _make_mover(self.config, self.geometry, kv_caches)
+            tensors, layers = _distinct(self.geometry.layer_names, kv_caches)
+            mover = _make_mover(self.config, self.geometry, tensors)
         finally:
-            self.worker.attach(mover)
+            self.worker.attach(mover, layers)
 
     def count_declined(self) -> None:
         """A request arrived at a side that serves none."""
@@ -87,7 +92,6 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
             kv_cache_config,
             device,
             pool_bytes,
-            cuda=config.experimental_cuda,
             fails_requests=api.KVConnectorTransferResults is not None,
         )
         sides = Sides(config, geometry, is_scheduler)
@@ -99,7 +103,7 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
             if is_scheduler:
                 sides.scheduler = _scheduler_side(vllm_config, config, geometry, sides)
             else:
-                sides.worker = WorkerSide(sides.barrier)
+                sides.worker = WorkerSide(sides.barrier, Pace(api.steps_ahead(vllm_config)))
             sides.attach_handle()
             _introduce(sides, transfer.engine_id)
     except BaseException as error:
@@ -139,7 +143,7 @@ def _introduce(sides: Sides, engine_id: str) -> None:
         _workers_nearby[engine_id] = sides.worker
     elif sides.scheduler is not None and sides.scheduler.ranks == 1:
         worker = _workers_nearby.pop(engine_id, None)
-        sides.scheduler.worker_nearby = None if worker is None else worker.take_acks
+        sides.scheduler.worker_nearby = worker
 
 
 def _set_failure_policy(transfer: Any, config: Config) -> None:
@@ -169,8 +173,21 @@ def _announce(config: Config, geometry: Geometry | Declined) -> None:
     )
 
 
-def _make_mover(config: Config, geometry: Geometry, kv_caches: Mapping[str, Any]) -> Mover | None:
-    tensors = list({t.data_ptr(): t for t in (kv_caches[n] for n in geometry.layer_names)}.values())
+def _distinct(names: Iterable[str], kv_caches: Mapping[str, Any]) -> tuple[list[Any], dict[str, int]]:
+    """The KV tensors, each once, and the number of each layer's; layers may share one."""
+    numbers: dict[int, int] = {}
+    tensors: list[Any] = []
+    layers: dict[str, int] = {}
+    for name in names:
+        address = kv_caches[name].data_ptr()
+        if address not in numbers:
+            numbers[address] = len(tensors)
+            tensors.append(kv_caches[name])
+        layers[name] = numbers[address]
+    return tensors, layers
+
+
+def _make_mover(config: Config, geometry: Geometry, tensors: Sequence[Any]) -> Mover | None:
     on_gpu = geometry.device == "cuda"
     kv_bytes = sum(t.numel() * t.element_size() for t in tensors)
     untouched = 0 if on_gpu else kv_bytes * geometry.ranks_on_host
@@ -194,7 +211,7 @@ def _make_mover(config: Config, geometry: Geometry, kv_caches: Mapping[str, Any]
         # Imports torch's CUDA part, which a machine without one need not have.
         from lmcache_rs.copy.cuda import CudaMover
 
-        return CudaMover(pool, tensors, geometry.gpu_blocks, pin=config.pin)
+        return CudaMover(pool, tensors, geometry.gpu_blocks, pin=config.pin, fence_loads=geometry.drafts)
     return CpuMover(pool, tensors, geometry.gpu_blocks, config.copy_threads or default_threads())
 
 

@@ -68,7 +68,11 @@ class StorePlanner:
         reservation = self._reserve(record, full, tail)
         if not len(reservation):
             return None
-        order = self._order(step, record, reservation, final)
+        try:
+            order = self._order(step, record, reservation, final)
+        except BaseException:
+            reservation.abort()
+            raise
         if order is not None and reservation.tail:
             record.tail_stored = True
         return order
@@ -136,30 +140,3 @@ class StorePlanner:
 def final_tokens(request: Any) -> int:
     """Tokens of an ended request whose KV was computed and is final: the last sampled one has none."""
     return min(int(request.num_computed_tokens), int(request.num_tokens) - 1)
-
-
-def follow_tables(storing: dict[str, Record], scheduled: Any, groups: Groups) -> dict[str, int]:
-    """Bring the block tables of `storing` up to this step. Returns tokens computed before it, by request.
-
-    A new request comes with its whole table, a resumed one too; a running one with what was added.
-    """
-    computed: dict[str, int] = {}
-    for new in scheduled.scheduled_new_reqs:
-        record = storing.get(new.req_id)
-        if record is not None:
-            record.table, record.gap = groups.table(new.block_ids), False
-            computed[new.req_id] = new.num_computed_tokens
-    cached = scheduled.scheduled_cached_reqs
-    for i, request_id in enumerate(cached.req_ids):
-        record = storing.get(request_id)
-        if record is None:
-            continue
-        added = cached.new_block_ids[i]
-        if request_id in cached.resumed_req_ids:
-            record.table, record.gap = groups.table(added) if added is not None else [], False
-        elif added is not None:
-            groups.extend(record.table, added)
-        computed[request_id] = cached.num_computed_tokens[i]
-    for request_id, tokens in computed.items():
-        groups.forget_out_of_window(storing[request_id].table, tokens)
-    return computed

@@ -42,6 +42,8 @@ __all__ = [
     "inside_multi_connector",
     "make_block_hashes_repeatable",
     "make_tail_hash",
+    "steps_ahead",
+    "waits_for_layers",
 ]
 
 
@@ -68,6 +70,23 @@ class WorkerMetadata(KVConnectorWorkerMetadata):
 def device_type() -> str:
     """Where vLLM keeps its KV: "cpu", "cuda", ...; "rocm" for AMD GPUs, whose torch calls itself cuda."""
     return "rocm" if current_platform.is_rocm() else str(current_platform.device_type)
+
+
+def steps_ahead(vllm_config: Any) -> int:
+    """Steps that vLLM's GPU does from the end of a step's submission until the first one that can use what it told.
+
+    Its own; with overlapping steps also the next one, which is planned already, and one planned before its output is
+    read.
+    """
+    return 3 if getattr(vllm_config.scheduler_config, "async_scheduling", False) else 1
+
+
+def waits_for_layers(forward_context: Any) -> bool:
+    """Whether the forward to come calls `wait_for_layer_load` for every layer: not from inside of a CUDA graph."""
+    if getattr(forward_context, "attn_metadata", None) is None:
+        return False
+    mode = getattr(forward_context, "cudagraph_runtime_mode", None)
+    return getattr(mode, "name", None) in {"NONE", "PIECEWISE"}
 
 
 def make_tail_hash(hash_algorithm: str, block_size: int) -> Callable[[Any, int], bytes | None]:

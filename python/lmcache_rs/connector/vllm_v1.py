@@ -39,20 +39,26 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         """Map the host memory and meet vLLM's KV tensors."""
         self._sides.register_kv_caches(kv_caches)
 
-    @guard(lambda: None)
+    @guard(lambda: None, repair=lambda self, metadata: self._begin_step(metadata))
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         """The first hook of every step that sees its orders: asynchronous loads start here."""
-        if self._worker is not None and isinstance(kv_connector_metadata, api.ConnectorMetadata):
-            self._worker.begin_step(kv_connector_metadata.orders)
+        self._begin_step(kv_connector_metadata)
+
+    def _begin_step(self, metadata: Any) -> None:
+        if self._worker is not None and isinstance(metadata, api.ConnectorMetadata):
+            self._worker.begin_step(metadata.orders)
 
     @guard(lambda: None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward when the step has synchronous loads, otherwise after it."""
         if self._worker is not None and (orders := self._orders()) is not None:
-            self._worker.before_forward(orders)
+            self._worker.before_forward(orders, api.waits_for_layers(forward_context))
 
+    @guard(lambda: None)
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing: a step's loads are ordered before its whole forward."""
+        """The forward reads this layer next."""
+        if self._worker is not None:
+            self._worker.before_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         """Nothing: blocks are stored whole, after the forward."""
@@ -89,6 +95,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         if self._worker is None:
             return set()
         try:
+            self._end_step()
             return self._worker.take_bad_blocks()
         except BaseException as error:
             self._barrier.report("get_block_ids_with_load_errors", error)
@@ -128,12 +135,12 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Blocks are allocated for what was answered last."""
         if self._scheduler is not None:
-            table = self._scheduler.groups.table(blocks.get_block_ids())
+            table = self._scheduler.table(blocks.get_block_ids())
             self._scheduler.admit(request, table, num_external_tokens)
 
     def _break_promise(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if self._scheduler is not None:
-            table = self._scheduler.groups.table(blocks.get_block_ids())
+            table = self._scheduler.table(blocks.get_block_ids())
             self._scheduler.break_promise(request.request_id, table, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
@@ -157,14 +164,22 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: None, repair=lambda self, output: self._acknowledge_later(output))
     def update_connector_output(self, connector_output: Any) -> None:
         """The workers' answers of a step."""
+        if self._scheduler is None:
+            return
         answer = connector_output.kv_connector_worker_meta
-        if self._scheduler is not None and isinstance(answer, api.WorkerMetadata):
+        if isinstance(answer, api.WorkerMetadata):
             self._scheduler.acknowledge(answer.acks)
+        if connector_output.finished_recving:
+            self._scheduler.received(connector_output.finished_recving)
 
     def _acknowledge_later(self, connector_output: Any) -> None:
         answer = connector_output.kv_connector_worker_meta
-        if self._scheduler is not None and isinstance(answer, api.WorkerMetadata):
+        if self._scheduler is None:
+            return
+        if isinstance(answer, api.WorkerMetadata):
             self._scheduler.acknowledge_later(answer.acks)
+        if connector_output.finished_recving:
+            self._scheduler.received(connector_output.finished_recving)
 
     @guard(lambda: (False, None), repair=lambda self, request, _: self._drop_request(request))
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
@@ -183,7 +198,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     ) -> tuple[bool, dict[str, Any] | None]:
         """As `request_finished`, with a block table for each cache group."""
         if self._scheduler is not None:
-            self._scheduler.finish_request(request, self._scheduler.groups.table(block_ids))
+            self._scheduler.finish_request(request, self._scheduler.table(block_ids))
         return False, None
 
     @guard(lambda: False)

@@ -1,11 +1,12 @@
 """The worker side: owns this rank's host memory and moves its bytes, as the scheduler side orders."""
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
 
 from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.mover import Mover
 from lmcache_rs.connector.orders import (
     BrokenLoad,
     JobResult,
@@ -15,6 +16,7 @@ from lmcache_rs.connector.orders import (
     StoreOrder,
     WorkerAcks,
 )
+from lmcache_rs.connector.pace import Pace
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
@@ -23,42 +25,35 @@ Order = LoadOrder | StoreOrder | BrokenLoad
 
 FAILED = JobResult(1, 1, 0, 0.0)
 
+SPOILED_S_MAX = 5.0
+"""A load whose layers the forward did not wait for is waited for at most this long."""
 
-class Mover(Protocol):
-    """Copies between pool rows and KV blocks; `lmcache_rs.copy` has one for each kind of device."""
 
-    @property
-    def rows(self) -> int:
-        """Rows of the pool."""
-
-    def load_now(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Load before the step's forward reads the blocks, whichever way the device orders the two."""
-
-    def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Load beside whatever runs."""
-
-    def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Store the blocks as they are after what the step has computed so far."""
-
-    def poll(self) -> list[tuple[int, int, float]]:
-        """Jobs of all three kinds that ended, nothing touching their rows or blocks any more: (job, bytes or -1, s)."""
-
-    def close(self) -> bool:
-        """End in bounded time. Whether nothing touches KV or rows afterwards; what ended can still be polled."""
+DRAIN_S_MAX = 5.0
+"""Before vLLM takes its KV back, copies in flight are waited for at most this long."""
 
 
 class WorkerSide:
     """Carries out orders on the worker's main thread and keeps the answers until they are asked for."""
 
-    def __init__(self, barrier: Barrier) -> None:
+    def __init__(self, barrier: Barrier, pace: Pace) -> None:
         self._barrier = barrier
+        self._pace = pace
         self._mover: Mover | None = None
+        self._layers: Mapping[str, int] = {}
         self._rows_unreported = False
         self._orders = StepOrders()
         self._begun: set[int] = set()
-        """Jobs of the current orders that were begun, or have failed."""
+        """Jobs of the current orders, and of those to come, that were begun or have failed."""
+        self._open: set[int] = set()
+        """Jobs that were begun and have not ended."""
+        self._joined: StepOrders | None = None
         self._async_loads: dict[int, LoadOrder | BrokenLoad] = {}
         self._sync_loads: dict[int, LoadOrder | BrokenLoad] = {}
+        self._early: set[int] = set()
+        """Asynchronous loads told to vLLM as ended, shortly before they are."""
+        self._unjoined: list[tuple[LoadOrder, set[int]]] = []
+        """Loads by layers, with the layers that the forward has not waited for."""
         self._acks: dict[int, JobResult] = {}
         self._received: set[str] = set()
         self._failed: dict[str, Numbers] = {}
@@ -74,41 +69,65 @@ class WorkerSide:
         """What `take_bad_blocks` would return."""
         return self._bad_blocks
 
-    def attach(self, mover: Mover | None) -> None:
-        """Take the mover made for the registered KV caches; None: this rank has none, every job fails."""
+    def attach(self, mover: Mover | None, layers: Mapping[str, int]) -> None:
+        """Take the mover made for the registered KV caches, and the numbers of their layers in it.
+
+        None: this rank has none, every job fails.
+        """
         self._mover = mover
+        self._layers = layers
         self._rows_unreported = True
 
-    def begin_step(self, orders: StepOrders) -> None:
-        """The earliest hook of a step: start asynchronous loads, report the ones that cannot be. Idempotent."""
-        self._enter(orders)
-        self._fail_rest(orders.broken)
+    def start_loads(self, orders: StepOrders) -> None:
+        """Start a step's loads, as soon as its orders are known. Idempotent."""
         for order in orders.loads:
-            if order.asynchronous and self._begins(order):
-                with self._or_failed("load", order):
-                    self._require_mover().submit_load(order.job, order.rows, order.blocks)
+            if self._begins(order):
+                with self._or_failed("load", order.job):
+                    self._start(order)
 
-    def before_forward(self, orders: StepOrders) -> None:
-        """The step's forward comes next and reads what its synchronous loads bring. Idempotent."""
+    def begin_step(self, orders: StepOrders) -> None:
+        """The earliest hook of a step on the worker: report the loads that cannot be ordered. Idempotent."""
+        self._enter(orders)
+        self.start_loads(orders)
+        self._fail_rest(orders.broken)
+        if self._joined is not orders:
+            for job in orders.joins:
+                self._join(job)
+            self._joined = orders
+
+    def before_forward(self, orders: StepOrders, by_layers: bool = False) -> None:
+        """The step's forward comes next and reads what its synchronous loads bring; `by_layers`: it asks for each."""
         self.begin_step(orders)
         for order in orders.loads:
-            if not order.asynchronous and self._begins(order):
-                with self._or_failed("load", order):
-                    self._require_mover().load_now(order.job, order.rows, order.blocks)
+            if order.asynchronous:
+                continue
+            if by_layers and order.by_layers and order.job in self._sync_loads:
+                self._unjoined.append((order, set(self._layers.values())))
+            else:
+                self._join(order.job)
+
+    def before_layer(self, name: str) -> None:
+        """The forward reads this layer next; it may ask again, from another stream."""
+        layer = self._layers.get(name)
+        if layer is None:
+            return
+        for order, missing in self._unjoined:
+            self._require_mover().join_load(order.job, layer)
+            missing.discard(layer)
 
     def after_forward(self, orders: StepOrders) -> None:
         """The step's KV is computed: store. Idempotent."""
         self._enter(orders)
+        self._settle_layers()
         for order in orders.stores:
             if self._begins(order):
-                with self._or_failed("store", order):
+                with self._or_failed("store", order.job):
                     self._require_mover().store(order.job, order.rows, order.blocks)
 
     def end_step(self, orders: StepOrders) -> None:
         """VLLM asks for results: a load that no hook of the step has begun has failed."""
         self._enter(orders)
-        self._fail_rest(orders.broken)
-        self._fail_rest(orders.loads)
+        self._fail_rest((*orders.broken, *orders.loads))
 
     def take_received(self, failed_as_blocks: bool = False) -> tuple[set[str], set[str]]:
         """Requests whose asynchronous load ended since the last call, and those of them whose load failed.
@@ -117,7 +136,9 @@ class WorkerSide:
         """
         if self._orders.idle:
             self.after_forward(self._orders)
+        self._settle_layers()
         self._poll()
+        self._report_early()
         received, failed = self._received, self._failed
         self._received, self._failed = set(), {}
         if failed_as_blocks:
@@ -139,6 +160,14 @@ class WorkerSide:
         self._rows_unreported, self._acks = False, {}
         return acks
 
+    def drain(self) -> None:
+        """Wait until no copy is in flight, for a bounded time."""
+        try:
+            if self._mover is not None and not self._mover.drain(DRAIN_S_MAX):
+                raise TimeoutError(f"copies did not end in {DRAIN_S_MAX:.0f} s")
+        except BaseException as error:
+            self._barrier.report("drain", error)
+
     def close(self) -> None:
         """End the mover; what it had not finished has failed."""
         mover, self._mover = self._mover, None
@@ -157,28 +186,29 @@ class WorkerSide:
         if orders is self._orders:
             return
         before, self._orders = self._orders, orders
-        self._fail_rest(before.broken)
-        self._fail_rest(before.loads)
-        self._fail_rest(before.stores)
-        self._begun = set()
+        self._pace.step()
+        jobs: list[Order] = [*before.broken, *before.loads, *before.stores]
+        self._fail_rest(jobs)
+        self._begun.difference_update(order.job for order in jobs)
 
     def _begins(self, order: Order) -> bool:
         """Whether this is the first call for this job; it must end from now on."""
         if order.job in self._begun:
             return False
         self._begun.add(order.job)
+        self._open.add(order.job)
         if not isinstance(order, StoreOrder):
             (self._async_loads if order.asynchronous else self._sync_loads)[order.job] = order
         return True
 
     @contextmanager
-    def _or_failed(self, what: str, order: Order) -> Iterator[None]:
+    def _or_failed(self, what: str, job: int) -> Iterator[None]:
         """Whatever stops the mover from taking the job fails it."""
         try:
             yield
         except BaseException as error:
             self._barrier.report(what, error)
-            self._end(order.job, FAILED)
+            self._end(job, FAILED)
 
     def _fail_rest(self, orders: Iterable[Order]) -> None:
         for order in orders:
@@ -189,6 +219,48 @@ class WorkerSide:
         if self._mover is None:
             raise RuntimeError("this rank has no host memory for the cache")
         return self._mover
+
+    def _start(self, order: LoadOrder) -> None:
+        mover = self._require_mover()
+        if order.asynchronous:
+            mover.submit_load(order.job, order.rows, order.blocks)
+        else:
+            mover.load_now(order.job, order.rows, order.blocks, order.by_layers)
+
+    def _join(self, job: int) -> None:
+        """Have what is computed from now on wait for a load, unless it has ended."""
+        if job in self._async_loads or job in self._sync_loads:
+            with self._or_failed("load", job):
+                self._require_mover().join_load(job)
+
+    def _settle_layers(self) -> None:
+        """The forward was submitted. Loads of which it did not ask for every layer count as failed."""
+        unjoined, self._unjoined = self._unjoined, []
+        for order, missing in unjoined:
+            if missing:
+                error = RuntimeError(f"vLLM's forward did not wait for {len(missing)} layers of a load")
+                self._barrier.report("load", error)
+                self._spoil(order)
+
+    def _spoil(self, order: LoadOrder) -> None:
+        """Wait until a load has ended, and report it as failed."""
+        deadline = time.monotonic() + SPOILED_S_MAX
+        while order.job in self._sync_loads and time.monotonic() < deadline:
+            self._poll()
+            time.sleep(0.001)
+        self._bad_blocks.update(order.blocks.tolist())
+        self._acks[order.job] = replace(FAILED)
+
+    def _report_early(self) -> None:
+        """Tell vLLM of loads that will have ended before it can use their blocks; it is made to join them then."""
+        lead = self._pace.lead() if self._async_loads and self._mover is not None else 0.0
+        if not lead or self._mover is None:
+            return
+        for job in self._mover.settle_loads(lead):
+            order = self._async_loads.get(job)
+            if isinstance(order, LoadOrder) and order.held and job not in self._early:
+                self._early.add(job)
+                self._received.add(order.request_id)
 
     def _poll(self) -> None:
         if self._mover is None:
@@ -204,10 +276,17 @@ class WorkerSide:
             self._end(job, JobResult(1, int(moved < 0), max(0, moved), seconds))
 
     def _end(self, job: int, result: JobResult) -> None:
-        """A job ended: keep its answers for the scheduler side, and for vLLM if it was a load."""
+        """A job ended: keep its answers for the scheduler side, and for vLLM if it was a load. Once a job."""
+        if job not in self._open:
+            return
+        self._open.discard(job)
         self._acks[job] = replace(result)
         order = self._async_loads.pop(job, None)
-        if order is not None:
+        if order is not None and job in self._early:
+            self._early.discard(job)
+            if result.failed:
+                self._bad_blocks.update(order.blocks.tolist())
+        elif order is not None:
             self._received.add(order.request_id)
             if result.failed:
                 self._failed[order.request_id] = order.blocks

@@ -8,6 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcache_rs._core import HostPool, KvLayers, Mover
+from lmcache_rs.errors import LMCacheRsError
+
+JOIN_S_MAX = 5.0
+"""Waiting for loads takes at most this long; they are memory copies."""
 
 Numbers = npt.NDArray[np.uint32]
 
@@ -33,13 +37,22 @@ class CpuMover:
         """Rows of the pool."""
         return self._pool.rows
 
-    def load_now(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Load now; the result comes with the next poll."""
+    def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
+        """Load now, whole rows; the result comes with the next poll."""
         self._copy("load", job, rows, blocks)
 
     def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Load in the background."""
         self._mover.submit("load", job, rows, blocks)
+
+    def join_load(self, job: int, layer: int | None = None) -> None:
+        """Wait until loads in flight have ended."""
+        if not self._mover.drain(JOIN_S_MAX):
+            raise LMCacheRsError(f"load {job} did not end in {JOIN_S_MAX:.0f} s")
+
+    def settle_loads(self, seconds: float) -> list[int]:
+        """None: here nothing could wait for the rest of a load but the engine's own thread."""
+        return []
 
     def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Store now; the result comes with the next poll."""
@@ -49,6 +62,10 @@ class CpuMover:
         began = time.perf_counter()
         moved = self._mover.copy(direction, rows, blocks)
         self._ended.append((job, moved, time.perf_counter() - began))
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until no copy is in flight; False when that took longer."""
+        return self._mover.drain(seconds)
 
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs that ended since the last call: (job, bytes or -1, seconds)."""

@@ -7,9 +7,10 @@ mod evict;
 mod index;
 mod key;
 mod pool;
+mod sync;
 
 pub use copy::{Direction, KvLayers, Layer, Mover, Outcome};
-pub use cuda::{GpuLayer, GpuMover, GpuMoverConfig, Staging, Streams, cuda_available};
+pub use cuda::{GpuLayer, GpuMover, GpuMoverConfig, LoadOrder, Staging, Streams, cuda_available};
 pub use error::{Error, ErrorKind, Result};
 pub use index::{Chain, Counters, Hashes, Index, Lease, Match, Reservation, Stats};
 pub use key::{Key, KeySpace, TokenHashes, hash_tokens};

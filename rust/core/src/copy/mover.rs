@@ -3,15 +3,14 @@
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
 
 use super::queue::{Job, Outcome, Queue};
 use super::route::{Pair, Route};
 use super::{Direction, KvLayers};
 use crate::pool::{deadline, use_every_cpu};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::{Error, ErrorKind, HostPool, Result};
 
 /// Memory is saturated long before.
@@ -163,7 +162,7 @@ impl Mover {
     }
 
     /// The queue, unless this is closed or a forked child's copy.
-    fn open(&self) -> Result<parking_lot::MutexGuard<'_, Queue>> {
+    fn open(&self) -> Result<MutexGuard<'_, Queue>> {
         self.check_process()?;
         let queue = self.shared.queue.lock();
         queue.check_open()?;
@@ -177,7 +176,7 @@ impl Mover {
 
     fn wait_until(
         &self,
-        queue: &mut parking_lot::MutexGuard<'_, Queue>,
+        queue: &mut MutexGuard<'_, Queue>,
         deadline: Instant,
         done: impl Fn(&Queue) -> bool,
     ) -> bool {

@@ -39,6 +39,22 @@ impl From<Fault> for Error {
 /// What a call of the driver gives.
 pub(crate) type DriverResult<T> = std::result::Result<T, Fault>;
 
+/// Bytes on the host and on the GPU: `rows` pieces of `len` bytes, at a distance of their own on each side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copy {
+    pub(crate) host: *mut u8,
+    pub(crate) device: DeviceAddress,
+    pub(crate) len: usize,
+    pub(crate) rows: usize,
+    pub(crate) host_pitch: usize,
+    pub(crate) device_pitch: usize,
+}
+
+// SAFETY: the pointer is used by the driver only, under the promise of `Driver::copy_to_device`.
+unsafe impl Send for Copy {}
+// SAFETY: as above.
+unsafe impl Sync for Copy {}
+
 /// One GPU, in the context that torch uses too. But for `adopt_thread` and `enter`, every call needs the calling
 /// thread to have adopted or entered the context.
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
@@ -52,6 +68,9 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
 
     /// Ends an `enter`.
     fn leave(&self, previous: u64);
+
+    /// The NUMA node that is nearest to the GPU, where the machine has several.
+    fn numa_node(&self) -> Option<usize>;
 
     /// Pins host memory for all GPUs.
     ///
@@ -115,32 +134,21 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Makes everything submitted to the stream from now on wait for the event, on the GPU.
     fn wait(&self, stream: Stream, event: RawEvent) -> DriverResult<()>;
 
-    /// Submits a copy from host memory into the GPU's. Returns late when the memory is not pinned.
+    /// Submits copies from host memory into the GPU's, in any order among themselves. Returns late when the memory is
+    /// not pinned.
     ///
     /// # Safety
     ///
-    /// Both ends have `len` bytes, which nobody else uses (writes, on the host) until the copy is done; the host's are
+    /// Both ends of each copy are memory that nobody else uses (writes, on the host) until it is done; the host's are
     /// pinned in one registration, or not at all.
-    unsafe fn copy_to_device(
-        &self,
-        to: DeviceAddress,
-        from: *const u8,
-        len: usize,
-        stream: Stream,
-    ) -> DriverResult<()>;
+    unsafe fn copy_to_device(&self, copies: &[Copy], stream: Stream) -> DriverResult<()>;
 
-    /// Submits a copy from the GPU's memory into host memory. Returns late when the memory is not pinned.
+    /// Submits copies from the GPU's memory into host memory. Returns late when the memory is not pinned.
     ///
     /// # Safety
     ///
     /// As of `copy_to_device`, with the roles of the ends exchanged.
-    unsafe fn copy_to_host(
-        &self,
-        to: *mut u8,
-        from: DeviceAddress,
-        len: usize,
-        stream: Stream,
-    ) -> DriverResult<()>;
+    unsafe fn copy_to_host(&self, copies: &[Copy], stream: Stream) -> DriverResult<()>;
 
     /// Submits a kernel of ours.
     ///

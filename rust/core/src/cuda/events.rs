@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::driver::{Driver, DriverResult, Entered, RawEvent, Stream};
 use crate::pool::Owner;
+use crate::sync::Mutex;
 
 /// Events that nobody holds. A wait that was submitted keeps the point it waits for, so that an event can be recorded
 /// anew as soon as nobody here will ask for it or make somebody wait for it.

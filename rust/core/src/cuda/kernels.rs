@@ -5,7 +5,7 @@ use std::mem;
 use std::sync::Arc;
 
 use super::driver::{DeviceAddress, Driver, Stream};
-use super::layout::{LAYER_BYTES, Layout, Width};
+use super::layout::{LAYER_BYTES, Layout, Part, Width};
 use super::{DriverResult, Entered};
 use crate::Result;
 use crate::copy::Direction;
@@ -151,18 +151,11 @@ pub(crate) struct Kernels {
     scatter: u64,
     layers: DeviceAddress,
     grid_x: u32,
-    grid_y: u32,
-    row_stride: u64,
 }
 
 impl Kernels {
     /// Compiles the kernels, runs each once for nothing, and uploads the table.
-    pub(crate) fn new(
-        driver: &Arc<dyn Driver>,
-        layout: &Layout,
-        row_stride: usize,
-        stream: Stream,
-    ) -> Result<Self> {
+    pub(crate) fn new(driver: &Arc<dyn Driver>, layout: &Layout, stream: Stream) -> Result<Self> {
         let ptx = CString::new(ptx(layout.width())).expect("PTX has no zero bytes");
         let module = driver.load_module(&ptx)?;
         let mut kernels = Self {
@@ -172,8 +165,6 @@ impl Kernels {
             scatter: 0,
             layers: 0,
             grid_x: layout.page_bytes_max().div_ceil(piece_bytes(layout.width())),
-            grid_y: layout.layers(),
-            row_stride: row_stride as u64,
         };
         kernels.gather = driver.kernel(module, kernel_name(Direction::Store))?;
         kernels.scatter = driver.kernel(module, kernel_name(Direction::Load))?;
@@ -195,27 +186,34 @@ impl Kernels {
         unsafe { self.driver.free(mem::take(&mut self.layers)) }
     }
 
-    /// Submits the move of `blocks` into the rows that begin at `staging`, or back.
+    /// Submits the move of a part of `blocks` to where `staging` is, `pitch` bytes from one block to the next, or back.
     ///
     /// # Safety
     ///
-    /// The blocks are those of the layout, and staging has a row for each. Nobody else uses them until it is done.
+    /// Blocks and part are those of the layout, and staging has the part's bytes for each block. Nobody else uses them until it is done.
     pub(crate) unsafe fn launch(
         &self,
         direction: Direction,
-        staging: DeviceAddress,
+        part: &Part,
+        (staging, pitch): (DeviceAddress, usize),
         blocks: &[u32],
         stream: Stream,
     ) -> DriverResult<()> {
         let kernel = if direction == Direction::Store { self.gather } else { self.scatter };
-        let mut arguments =
-            Arguments { layers: self.layers, staging, row_stride: self.row_stride, blocks: [0; BLOCKS_MAX] };
-        for part in blocks.chunks(BLOCKS_MAX) {
-            arguments.blocks[..part.len()].copy_from_slice(part);
-            let grid = [self.grid_x, self.grid_y, u32::try_from(part.len()).expect("at most BLOCKS_MAX")];
-            // SAFETY: the caller's promise, for the part's blocks and rows.
+        let mut arguments = Arguments {
+            layers: self.layers + u64::from(part.layers.start) * LAYER_BYTES as u64,
+            // Layers add where they are in a whole row.
+            staging: staging.wrapping_sub(part.offset as u64),
+            row_stride: pitch as u64,
+            blocks: [0; BLOCKS_MAX],
+        };
+        let layers = part.layers.end - part.layers.start;
+        for blocks in blocks.chunks(BLOCKS_MAX) {
+            arguments.blocks[..blocks.len()].copy_from_slice(blocks);
+            let grid = [self.grid_x, layers, u32::try_from(blocks.len()).expect("at most BLOCKS_MAX")];
+            // SAFETY: the caller's promise, for these blocks.
             unsafe { self.driver.launch(kernel, grid, &arguments, stream)? };
-            arguments.staging += part.len() as u64 * self.row_stride;
+            arguments.staging = arguments.staging.wrapping_add((blocks.len() * pitch) as u64);
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Where the pages of KV blocks lie on the GPU, and where their bytes go in a row.
 
+use std::ops::Range;
+
 use crate::{Error, ErrorKind, Result};
 
 /// One layer's KV on the GPU: `page_bytes` of every block, one each `block_stride` bytes.
@@ -11,6 +13,15 @@ pub struct GpuLayer {
     pub block_stride: usize,
     /// Bytes of one block.
     pub page_bytes: usize,
+}
+
+/// Layers that follow each other in a row, and their bytes there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) layers: Range<u32>,
+    /// Where the first byte is in a row.
+    pub(crate) offset: usize,
+    pub(crate) bytes: usize,
 }
 
 /// What a thread of the kernels moves at a time.
@@ -99,6 +110,24 @@ impl Layout {
         u32::try_from(largest.unwrap_or(0)).expect("checked when made")
     }
 
+    /// All layers in at most `count` parts of about as many bytes each, in order.
+    pub(crate) fn parts(&self, count: usize) -> Vec<Part> {
+        let mut parts: Vec<Part> = Vec::with_capacity(count);
+        let mut offset = 0;
+        for (number, layer) in (0..).zip(&self.layers) {
+            let begins = parts.len() < count && offset >= parts.len() * self.row_bytes.div_ceil(count);
+            if begins {
+                parts.push(Part { layers: number..number, offset, bytes: 0 });
+            }
+            if let Some(part) = parts.last_mut() {
+                part.layers.end = number + 1;
+                part.bytes += layer.page_bytes;
+            }
+            offset += layer.page_bytes;
+        }
+        parts
+    }
+
     /// First bytes of the layers, to ask the driver about.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> {
         self.layers.iter().map(|layer| layer.address)
@@ -146,6 +175,27 @@ mod tests {
             .map(|bytes| u64::from_ne_bytes(bytes.try_into().expect("8 bytes")))
             .collect();
         assert_eq!(numbers, [0x1000, 64, 0, 32, 0x2000, 128, 32, 16]);
+    }
+
+    #[test]
+    fn parts_are_all_layers_in_order() {
+        for pages in [&[64][..], &[16, 16, 16], &[64, 32, 16, 16, 128], &[16; 36]] {
+            let layers: Vec<_> = pages.iter().map(|&page| (0x1000, 256, page)).collect();
+            let layout = layout(&layers, 2).expect("valid");
+            for count in [1, 2, 3, 4, 50] {
+                let parts = layout.parts(count);
+                assert!((1..=count.min(pages.len())).contains(&parts.len()), "{parts:?} of {count}");
+                let (mut layer, mut offset) = (0, 0);
+                for part in &parts {
+                    assert_eq!((part.layers.start, part.offset), (layer, offset), "{parts:?}");
+                    assert!(!part.layers.is_empty() && part.bytes > 0);
+                    (layer, offset) = (part.layers.end, offset + part.bytes);
+                }
+                assert_eq!((layer as usize, offset), (pages.len(), layout.row_bytes()));
+            }
+        }
+        let equal = layout(&[(16, 64, 64); 36], 2).expect("valid").parts(4);
+        assert!(equal.iter().all(|part| part.layers.len() == 9), "{equal:?}");
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::ptr;
 
 use cudarc::driver::sys;
 
-use super::driver::{DeviceAddress, Driver, DriverResult, Fault, RawEvent, Stream};
+use super::batches::Batches;
+use super::driver::{Copy, DeviceAddress, Driver, DriverResult, Fault, RawEvent, Stream};
 use super::kernels::{Arguments, THREADS};
+use crate::copy::Direction;
 use crate::{Error, ErrorKind, Result};
 
 /// Whether libcuda can be found. Does not initialise it: a process that did could not fork children that use it.
@@ -23,6 +25,8 @@ pub fn cuda_available() -> bool {
 #[derive(Debug)]
 pub(crate) struct LibCuda {
     context: sys::CUcontext,
+    numa_node: Option<usize>,
+    batches: Batches,
 }
 
 // SAFETY: a context's handle may be used from any thread.
@@ -49,7 +53,12 @@ impl LibCuda {
             check("cuDeviceGet", sys::cuDeviceGet(&raw mut handle, ordinal))?;
             check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&raw mut context, handle))?;
         }
-        Ok(Self { context })
+        let mut node = -1;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID;
+        // SAFETY: the out-pointer is valid. Drivers that do not know the attribute refuse it, and the node stays -1.
+        let _ = unsafe { sys::cuDeviceGetAttribute(&raw mut node, attribute, handle) };
+        let numa_node = usize::try_from(node).ok();
+        Ok(Self { context, numa_node, batches: Batches::find() })
     }
 
     /// What kind of memory an address is in; None for what the driver does not know.
@@ -65,7 +74,7 @@ impl LibCuda {
     }
 }
 
-fn check(call: &'static str, result: sys::CUresult) -> DriverResult<()> {
+pub(super) fn check(call: &'static str, result: sys::CUresult) -> DriverResult<()> {
     if result == sys::CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -83,7 +92,7 @@ fn check(call: &'static str, result: sys::CUresult) -> DriverResult<()> {
 
 /// Handles of the driver are pointers that we keep as numbers.
 #[expect(clippy::cast_possible_truncation, reason = "it was a pointer before")]
-fn handle<T>(number: u64) -> *mut T {
+pub(super) fn handle<T>(number: u64) -> *mut T {
     ptr::with_exposed_provenance_mut(number as usize)
 }
 
@@ -119,6 +128,10 @@ impl Driver for LibCuda {
             // SAFETY: it was current before, on this thread; null is none.
             let _ = unsafe { sys::cuCtxSetCurrent(previous) };
         }
+    }
+
+    fn numa_node(&self) -> Option<usize> {
+        self.numa_node
     }
 
     unsafe fn register(&self, start: *mut u8, len: usize) -> DriverResult<()> {
@@ -221,28 +234,14 @@ impl Driver for LibCuda {
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(handle(stream), handle(event), 0) })
     }
 
-    unsafe fn copy_to_device(
-        &self,
-        to: DeviceAddress,
-        from: *const u8,
-        len: usize,
-        stream: Stream,
-    ) -> DriverResult<()> {
+    unsafe fn copy_to_device(&self, copies: &[Copy], stream: Stream) -> DriverResult<()> {
         // SAFETY: the caller's promise.
-        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, handle(stream)) };
-        check("cuMemcpyHtoDAsync", result)
+        unsafe { self.batches.submit(Direction::Load, copies, stream) }
     }
 
-    unsafe fn copy_to_host(
-        &self,
-        to: *mut u8,
-        from: DeviceAddress,
-        len: usize,
-        stream: Stream,
-    ) -> DriverResult<()> {
+    unsafe fn copy_to_host(&self, copies: &[Copy], stream: Stream) -> DriverResult<()> {
         // SAFETY: the caller's promise.
-        let result = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, len, handle(stream)) };
-        check("cuMemcpyDtoHAsync", result)
+        unsafe { self.batches.submit(Direction::Store, copies, stream) }
     }
 
     unsafe fn launch(

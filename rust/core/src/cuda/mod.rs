@@ -1,5 +1,6 @@
 //! The GPU side: the driver, found at run time, and the mover of KV between the GPU and the pool.
 
+mod batches;
 mod driver;
 mod events;
 #[cfg(test)]
@@ -14,4 +15,4 @@ pub(crate) use driver::{Driver, DriverResult, Entered};
 pub use layout::GpuLayer;
 pub(crate) use libcuda::LibCuda;
 pub use libcuda::cuda_available;
-pub use mover::{GpuMover, GpuMoverConfig, Staging, Streams};
+pub use mover::{GpuMover, GpuMoverConfig, LoadOrder, Staging, Streams};

@@ -1,12 +1,11 @@
 //! What callers hold of an index: matches, leases and reservations. Dropping any of them is always safe.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use super::Index;
 use super::entry::RowState;
 use super::reserve::Reserved;
 use super::table::Table;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// A row in one of its lives.
 #[derive(Clone, Copy, Debug)]

@@ -10,9 +10,6 @@ mod table;
 mod tree;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use parking_lot::Mutex;
 
 pub use self::guards::{Lease, Match, Reservation};
 pub use self::prefix::{Chain, Hashes};
@@ -23,6 +20,8 @@ use self::guards::Anchor;
 use self::prefix::Presence;
 use self::table::Table;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// An index over a fixed number of rows. Clones are handles of the same index.
 ///

@@ -1,4 +1,4 @@
-//! Lets our threads run on every CPU that some thread of the process may use.
+//! Where our threads run, and where the memory that they touch comes from.
 //!
 //! vLLM pins its main thread to one core; a thread inherits that, and all of ours would share that core.
 
@@ -6,6 +6,9 @@ use std::fs;
 
 /// CPUs that a `cpu_set_t` can name.
 const CPUS_MAX: usize = libc::CPU_SETSIZE as usize;
+
+/// NUMA nodes that a mask has room for.
+const NODES_MAX: usize = 1024;
 
 /// Widens the calling thread's affinity. Only advice: a failure leaves the thread where it is.
 pub(crate) fn use_every_cpu() {
@@ -18,6 +21,15 @@ pub(crate) fn use_every_cpu() {
     }
     // SAFETY: `set` is initialised and its size is given; 0 is the calling thread.
     unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
+}
+
+/// Has pages that the calling thread touches first come from a NUMA node, while it has any. Only advice.
+pub(crate) fn prefer_node(node: usize) {
+    let mut nodes = [0_u64; NODES_MAX / 64];
+    let Some(word) = nodes.get_mut(node / 64) else { return };
+    *word = 1 << (node % 64);
+    // SAFETY: the kernel reads NODES_MAX bits of the mask. It may refuse, as in containers that forbid the call.
+    unsafe { libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_PREFERRED, nodes.as_ptr(), NODES_MAX) };
 }
 
 /// The union over the process's threads; None when there is nothing to read.
@@ -59,6 +71,21 @@ mod tests {
         assert!(parse_list("").is_empty());
         assert!(parse_list("x-3").is_empty());
         assert_eq!(parse_list("1022-5000").last(), Some(&(CPUS_MAX - 1)));
+    }
+
+    #[test]
+    fn a_thread_prefers_a_node() {
+        std::thread::spawn(|| {
+            prefer_node(NODES_MAX);
+            prefer_node(0);
+            let mut mode: libc::c_int = -1;
+            // SAFETY: the out-pointer is valid; no mask and no address are given.
+            let told = unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, 0, 0, 0, 0) };
+            // Containers may forbid both calls.
+            assert!(told != 0 || mode == libc::MPOL_PREFERRED, "{mode}");
+        })
+        .join()
+        .expect("no panic");
     }
 
     #[test]

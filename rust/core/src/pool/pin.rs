@@ -3,15 +3,14 @@
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
-
-use parking_lot::Mutex;
 
 use super::mapping::Mapping;
 use super::prefault::{self, PIECE_BYTES as TOUCH_BYTES};
-use super::use_every_cpu;
+use super::{prefer_node, use_every_cpu};
 use crate::cuda::{Driver, Entered};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::thread::{self, JoinHandle};
 
 /// Most bytes of one registration. Larger ones are no faster, and the driver lets nobody else in meanwhile: this one
 /// takes about 7 ms on huge pages.
@@ -113,6 +112,9 @@ impl Progress {
         if let Err(fault) = self.driver.adopt_thread() {
             *self.error.lock() = Some(format!("the pool is not pinned: {fault}"));
             return;
+        }
+        if let Some(node) = self.driver.numa_node() {
+            prefer_node(node);
         }
         for start in (0..self.mapping.len()).step_by(self.piece_bytes) {
             let piece = start..self.mapping.len().min(start + self.piece_bytes);

@@ -2,15 +2,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 use std::{io, mem};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::mapping::Mapping;
 use super::use_every_cpu;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex};
 
 /// What one thread touches at a time: about 15 ms, the longest that a drop of the pool waits for a thread.
 pub(super) const PIECE_BYTES: usize = 16 << 20;

@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use lmcache_core::{GpuLayer, GpuMoverConfig, Staging, Streams};
+use lmcache_core::{GpuLayer, GpuMoverConfig, LoadOrder, Staging, Streams};
 use pyo3::prelude::*;
 
 use super::convert::{Count, Numbers, Timeout, detached, invalid};
@@ -26,10 +26,13 @@ pub struct GpuMover {
 /// Address, bytes.
 type Buffer = (Count<u64>, Count<usize>);
 
+/// Copies into staging, scatter, gather, copies out of staging.
+type StreamHandles = ((Count<u64>, Count<u64>), Count<u64>, Count<u64>, (Count<u64>, Count<u64>));
+
 #[pymethods]
 impl GpuMover {
     #[new]
-    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, background_bytes, keep = None))]
+    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, background_bytes, layer_parts, keep = None))]
     #[expect(clippy::too_many_arguments, reason = "Python names them")]
     fn new(
         py: Python<'_>,
@@ -37,10 +40,11 @@ impl GpuMover {
         layers: Vec<(Count<u64>, Count<usize>, Count<usize>)>,
         blocks: Count<usize>,
         device: Count<usize>,
-        streams: (Count<u64>, Count<u64>, Count<u64>, Count<u64>),
+        streams: StreamHandles,
         load_staging: Vec<Buffer>,
         store_staging: Vec<Buffer>,
         background_bytes: Count<usize>,
+        layer_parts: Count<usize>,
         keep: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let layer = |(address, stride, page): (Count<u64>, Count<usize>, Count<usize>)| GpuLayer {
@@ -60,14 +64,15 @@ impl GpuMover {
             blocks: blocks.0,
             device: device.0,
             streams: Streams {
-                load_copy: load_copy.0,
+                load_copy: [load_copy.0.0, load_copy.1.0],
                 load_scatter: load_scatter.0,
                 store_gather: store_gather.0,
-                store_copy: store_copy.0,
+                store_copy: [store_copy.0.0, store_copy.1.0],
             },
             load_staging: buffers(load_staging),
             store_staging: buffers(store_staging),
             background_bytes: background_bytes.0,
+            layer_parts: layer_parts.0,
         };
         let pool = pool.pool.clone();
         // SAFETY: Python cannot promise it to the compiler; the stub asks it of the caller.
@@ -75,7 +80,7 @@ impl GpuMover {
             .map(|mover| Self { mover: Some(mover), keep })
     }
 
-    #[pyo3(signature = (job, rows, blocks, stream = None))]
+    #[pyo3(signature = (job, rows, blocks, stream = None, by_layers = false))]
     fn submit_load(
         &self,
         py: Python<'_>,
@@ -83,10 +88,12 @@ impl GpuMover {
         rows: Numbers,
         blocks: Numbers,
         stream: Option<Count<u64>>,
+        by_layers: bool,
     ) -> PyResult<()> {
+        let order = if by_layers { LoadOrder::ByLayers } else { LoadOrder::ByRows };
         let (mover, stream) = (self.get()?, stream.map(|stream| stream.0));
         let (rows, blocks) = (rows.0, blocks.0);
-        detached(py, move || mover.submit_load(job.0, rows, blocks, stream))
+        detached(py, move || mover.submit_load(job.0, rows, blocks, order, stream))
     }
 
     fn submit_store(
@@ -102,10 +109,20 @@ impl GpuMover {
         detached(py, move || mover.submit_store(job.0, rows, blocks, stream.0))
     }
 
-    fn load_now(&self, py: Python<'_>, rows: Numbers, blocks: Numbers, stream: Count<u64>) -> PyResult<u64> {
-        let mover = self.get()?;
-        let (rows, blocks) = (rows.0, blocks.0);
-        detached(py, move || mover.load_now(&rows, &blocks, stream.0))
+    #[pyo3(signature = (job, stream, layer = None))]
+    fn join_load(
+        &self,
+        py: Python<'_>,
+        job: Count<u64>,
+        stream: Count<u64>,
+        layer: Option<Count<usize>>,
+    ) -> PyResult<()> {
+        let (mover, layer) = (self.get()?, layer.map(|layer| layer.0));
+        detached(py, move || mover.join_load(job.0, layer, stream.0))
+    }
+
+    fn settle_loads(&self, limit_s: Timeout) -> PyResult<Vec<u64>> {
+        guarded_py(|| self.get()?.settle_loads(limit_s.0).map_err(|error| to_python(&error)))
     }
 
     fn poll(&self) -> PyResult<Vec<(u64, i64, f64)>> {

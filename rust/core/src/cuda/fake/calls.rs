@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::thread;
 use std::time::Duration;
 
-use super::super::driver::{DeviceAddress, Driver, DriverResult, RawEvent, Stream};
+use super::super::driver::{Copy, DeviceAddress, Driver, DriverResult, RawEvent, Stream};
 use super::super::kernels::Arguments;
 use super::super::layout::Width;
 use super::{Fake, Op, Versions};
@@ -33,6 +33,10 @@ impl Driver for Fake {
         if *depth == 0 {
             state.inside.remove(&thread);
         }
+    }
+
+    fn numa_node(&self) -> Option<usize> {
+        Some(0)
     }
 
     unsafe fn register(&self, start: *mut u8, len: usize) -> DriverResult<()> {
@@ -152,24 +156,12 @@ impl Driver for Fake {
         })
     }
 
-    unsafe fn copy_to_device(
-        &self,
-        to: DeviceAddress,
-        from: *const u8,
-        len: usize,
-        stream: Stream,
-    ) -> DriverResult<()> {
-        self.copy(from as usize, from as usize, to as usize, len, stream)
+    unsafe fn copy_to_device(&self, copies: &[Copy], stream: Stream) -> DriverResult<()> {
+        self.copy(copies, true, stream)
     }
 
-    unsafe fn copy_to_host(
-        &self,
-        to: *mut u8,
-        from: DeviceAddress,
-        len: usize,
-        stream: Stream,
-    ) -> DriverResult<()> {
-        self.copy(to as usize, from as usize, to as usize, len, stream)
+    unsafe fn copy_to_host(&self, copies: &[Copy], stream: Stream) -> DriverResult<()> {
+        self.copy(copies, false, stream)
     }
 
     unsafe fn launch(

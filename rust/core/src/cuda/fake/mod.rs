@@ -11,7 +11,7 @@ use std::thread::{self, ThreadId};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::driver::{DeviceAddress, DriverResult, Fault, RawEvent, Stream};
+use super::driver::{Copy, DeviceAddress, DriverResult, Fault, RawEvent, Stream};
 use super::kernels::{Arguments, piece_bytes};
 use super::layout::{LAYER_BYTES, Width};
 
@@ -159,22 +159,22 @@ impl Fake {
         }
     }
 
-    /// Submits a copy; one of pageable memory is done when the call returns, as the real driver does it.
-    fn copy(&self, host: usize, from: usize, to: usize, len: usize, stream: Stream) -> DriverResult<()> {
-        let submit = |state: &mut State| {
-            let last = host + len - 1;
-            let pieces = [host, last].map(|byte| state.piece_of(byte));
-            if pieces[0] != pieces[1] {
-                state.violations.push("a copy from one registration into another".to_owned());
+    /// Submits copies; of pageable memory they are done when the call returns, as the real driver does it.
+    fn copy(&self, copies: &[Copy], load: bool, stream: Stream) -> DriverResult<()> {
+        self.call("copy", 2, |state| {
+            for copy in copies {
+                for row in 0..copy.rows {
+                    let host = copy.host as usize + row * copy.host_pitch;
+                    state.push_copy(
+                        host,
+                        copy.device as usize + row * copy.device_pitch,
+                        copy.len,
+                        load,
+                        stream,
+                    );
+                }
             }
-            let device = if host == from { to } else { from };
-            state.check_device(device, len);
-            state.push(stream, Op::Copy { from, to, len });
-            if pieces[0].is_none() && !state.frozen.contains(&stream) {
-                while !state.streams[&stream].is_empty() && state.step() {}
-            }
-        };
-        self.call("copy", 2, submit)
+        })
     }
 }
 
@@ -197,6 +197,19 @@ impl State {
 
     fn push(&mut self, stream: Stream, op: Op) {
         self.streams.entry(stream).or_default().push_back(op);
+    }
+
+    fn push_copy(&mut self, host: usize, device: usize, len: usize, load: bool, stream: Stream) {
+        let pieces = [host, host + len - 1].map(|byte| self.piece_of(byte));
+        if pieces[0] != pieces[1] {
+            self.violations.push("a copy from one registration into another".to_owned());
+        }
+        self.check_device(device, len);
+        let (from, to) = if load { (host, device) } else { (device, host) };
+        self.push(stream, Op::Copy { from, to, len });
+        if pieces[0].is_none() && !self.frozen.contains(&stream) {
+            while !self.streams[&stream].is_empty() && self.step() {}
+        }
     }
 
     fn piece_of(&self, byte: usize) -> Option<usize> {
@@ -264,7 +277,8 @@ impl State {
                 // SAFETY: the table was uploaded, with an entry for each layer of the grid.
                 let [base, stride, offset, page] = unsafe { *(entry as *const [u64; 4]) };
                 let page_at = (base + u64::from(block) * stride) as usize;
-                let row_at = (arguments.staging + position as u64 * arguments.row_stride + offset) as usize;
+                let row_at =
+                    arguments.staging.wrapping_add(position as u64 * arguments.row_stride + offset) as usize;
                 let len = (page as usize).min(grid[0] as usize * piece_bytes(width) as usize);
                 if len == 0 {
                     continue;

@@ -3,14 +3,22 @@
 //! Load: copies into staging; the scatter kernel waits for them. The next copies into the same buffer wait for that
 //! kernel. Store: the gather kernel waits for the caller's point and for the copies that last read the buffer; the
 //! copies out of it wait for the kernel.
+//!
+//! Stages take turns on two copy streams, and the copies of each wait for those of the stage before. A GPU's copy
+//! engine stays with a stream as long as there is work on it: on one stream, copies of 1.4 GB kept every small copy of
+//! the engine's own steps waiting for 26 ms. Between two streams it turns to others first: they wait for one stage.
 
 use std::sync::Arc;
 
-use super::super::driver::{DeviceAddress, Driver, DriverResult, Stream};
+use super::super::driver::{Copy, DeviceAddress, Driver, DriverResult, Stream};
 use super::super::events::{Event, EventPool};
 use super::super::kernels::Kernels;
+use super::super::layout::Part;
 use crate::HostPool;
 use crate::copy::Direction;
+
+/// Copies of parts of fewer consecutive rows than this are quicker as many small ones in one call.
+const STRIDED_MIN: usize = 8;
 
 /// What both directions use.
 #[derive(Debug)]
@@ -21,34 +29,56 @@ pub(super) struct Ends {
     pub(super) pool: HostPool,
 }
 
+/// What one stage moves: a part of the bytes of some rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stage<'a> {
+    pub(super) rows: &'a [u32],
+    pub(super) blocks: &'a [u32],
+    pub(super) part: &'a Part,
+}
+
 /// One direction.
 #[derive(Debug)]
 pub(super) struct Lane {
     direction: Direction,
-    copy_stream: Stream,
+    copy_streams: [Stream; 2],
     kernel_stream: Stream,
     buffers: Vec<Buffer>,
     /// The buffer of the next stage.
     next: usize,
+    /// The copy stream of the next stage.
+    turn: usize,
+    /// The end of the last stage's copies.
+    copied: Option<Event>,
+    copies: Vec<Copy>,
 }
 
-/// A staging buffer: rows one after the other, as in the pool.
+/// A staging buffer: bytes of rows one after the other, whole rows as far apart as in the pool.
 #[derive(Debug)]
 struct Buffer {
     address: DeviceAddress,
     /// Who touches it until when.
-    busy: Vec<Event>,
+    busy: Option<Event>,
 }
 
 impl Lane {
     pub(super) fn new(
         direction: Direction,
-        copy_stream: Stream,
+        copy_streams: [Stream; 2],
         kernel_stream: Stream,
         buffers: &[DeviceAddress],
     ) -> Self {
-        let buffers = buffers.iter().map(|&address| Buffer { address, busy: Vec::new() }).collect();
-        Self { direction, copy_stream, kernel_stream, buffers, next: 0 }
+        let buffers = buffers.iter().map(|&address| Buffer { address, busy: None }).collect();
+        Self {
+            direction,
+            copy_streams,
+            kernel_stream,
+            buffers,
+            next: 0,
+            turn: 0,
+            copied: None,
+            copies: Vec::new(),
+        }
     }
 
     /// Submits one stage; the event is its end. `after` is what the kernel, which touches the blocks, waits for.
@@ -61,55 +91,64 @@ impl Lane {
     pub(super) unsafe fn submit(
         &mut self,
         ends: &Ends,
-        rows: &[u32],
-        blocks: &[u32],
+        stage: Stage<'_>,
         after: Option<&Event>,
     ) -> DriverResult<Event> {
+        let copy_stream = self.copy_streams[self.turn];
         let buffer = &self.buffers[self.next];
-        let first = if self.direction == Direction::Load { self.copy_stream } else { self.kernel_stream };
-        for event in &buffer.busy {
+        let (address, first) = match self.direction {
+            Direction::Load => (buffer.address, copy_stream),
+            Direction::Store => (buffer.address, self.kernel_stream),
+        };
+        if let Some(event) = &buffer.busy {
             event.hold_back(first)?;
         }
         // SAFETY: the caller's promise; the buffer is ours, and free once `busy` is over.
         let done = unsafe {
             match self.direction {
-                Direction::Load => self.load(ends, buffer.address, rows, blocks, after),
-                Direction::Store => self.store(ends, buffer.address, rows, blocks, after),
+                Direction::Load => self.load(ends, address, stage, after, copy_stream),
+                Direction::Store => self.store(ends, address, stage, after, copy_stream),
             }?
         };
-        self.buffers[self.next].busy = vec![done.clone()];
+        self.buffers[self.next].busy = Some(done.clone());
         self.next = (self.next + 1) % self.buffers.len();
+        self.turn = 1 - self.turn;
         Ok(done)
     }
 
     /// Points by which everything submitted so far is done. A stage that failed may still use its buffer together with
-    /// the next one there; that spoils only what the failed stage moves.
+    /// the next one there, whose copies go on the same stream; that spoils only what the failed stage moves.
     pub(super) fn fence(&self, ends: &Ends) -> DriverResult<Vec<Event>> {
-        Ok(vec![ends.events.record(self.copy_stream)?, ends.events.record(self.kernel_stream)?])
+        let [one, other] = self.copy_streams;
+        [one, other, self.kernel_stream].into_iter().map(|stream| ends.events.record(stream)).collect()
     }
 
     /// # Safety
     ///
     /// As of `submit`, with a buffer that is free on the copy stream.
     unsafe fn load(
-        &self,
+        &mut self,
         ends: &Ends,
         buffer: DeviceAddress,
-        rows: &[u32],
-        blocks: &[u32],
+        stage: Stage<'_>,
         after: Option<&Event>,
+        copy_stream: Stream,
     ) -> DriverResult<Event> {
-        for run in Runs::new(rows, ends.pool.rows_per_piece()) {
-            let (host, staging, len) = run.place(&ends.pool, buffer);
-            // SAFETY: `Run::place`; the caller keeps others off the rows.
-            unsafe { ends.driver.copy_to_device(staging, host, len, self.copy_stream)? };
+        if let Some(copied) = &self.copied {
+            copied.hold_back(copy_stream)?;
         }
-        ends.events.record(self.copy_stream)?.hold_back(self.kernel_stream)?;
+        let pitch = self.place(&ends.pool, buffer, stage);
+        // SAFETY: `place`; the caller keeps others off the rows.
+        unsafe { ends.driver.copy_to_device(&self.copies, copy_stream)? };
+        let copied = ends.events.record(copy_stream)?;
+        copied.hold_back(self.kernel_stream)?;
+        self.copied = Some(copied);
         if let Some(after) = after {
             after.hold_back(self.kernel_stream)?;
         }
+        let (kernels, place, stream) = (&ends.kernels, (buffer, pitch), self.kernel_stream);
         // SAFETY: the caller's promise; the rows are in staging.
-        unsafe { ends.kernels.launch(Direction::Load, buffer, blocks, self.kernel_stream)? };
+        unsafe { kernels.launch(Direction::Load, stage.part, place, stage.blocks, stream)? };
         ends.events.record(self.kernel_stream)
     }
 
@@ -117,25 +156,59 @@ impl Lane {
     ///
     /// As of `submit`, with a buffer that is free on the kernel stream.
     unsafe fn store(
-        &self,
+        &mut self,
         ends: &Ends,
         buffer: DeviceAddress,
-        rows: &[u32],
-        blocks: &[u32],
+        stage: Stage<'_>,
         after: Option<&Event>,
+        copy_stream: Stream,
     ) -> DriverResult<Event> {
         if let Some(after) = after {
             after.hold_back(self.kernel_stream)?;
         }
+        let pitch = self.place(&ends.pool, buffer, stage);
+        let (kernels, place, stream) = (&ends.kernels, (buffer, pitch), self.kernel_stream);
         // SAFETY: the caller's promise.
-        unsafe { ends.kernels.launch(Direction::Store, buffer, blocks, self.kernel_stream)? };
-        ends.events.record(self.kernel_stream)?.hold_back(self.copy_stream)?;
-        for run in Runs::new(rows, ends.pool.rows_per_piece()) {
-            let (host, staging, len) = run.place(&ends.pool, buffer);
-            // SAFETY: `Run::place`; the caller keeps others off the rows.
-            unsafe { ends.driver.copy_to_host(host, staging, len, self.copy_stream)? };
+        unsafe { kernels.launch(Direction::Store, stage.part, place, stage.blocks, stream)? };
+        ends.events.record(self.kernel_stream)?.hold_back(copy_stream)?;
+        if let Some(copied) = &self.copied {
+            copied.hold_back(copy_stream)?;
         }
-        ends.events.record(self.copy_stream)
+        // SAFETY: `place`; the caller keeps others off the rows.
+        unsafe { ends.driver.copy_to_host(&self.copies, copy_stream)? };
+        let copied = ends.events.record(copy_stream)?;
+        self.copied = Some(copied.clone());
+        Ok(copied)
+    }
+
+    /// Sets `copies` to those between the stage's rows and a buffer: within the pool, and each within one registration.
+    /// Returns the bytes from one row to the next in the buffer.
+    fn place(&mut self, pool: &HostPool, buffer: DeviceAddress, stage: Stage<'_>) -> usize {
+        let Stage { rows, part, .. } = stage;
+        let (stride, whole) = (pool.row_stride(), part.bytes == pool.row_bytes());
+        let pitch = if whole { stride } else { part.bytes };
+        self.copies.clear();
+        for run in Runs::new(rows, pool.rows_per_piece()) {
+            let host = run.row as usize * stride + part.offset;
+            let end = host + (run.rows - 1) * stride + part.bytes;
+            assert!(end <= pool.size_bytes(), "{run:?} is outside of the pool");
+            let copy = |first: usize, rows: usize, len: usize| Copy {
+                host: pool.base().as_ptr().wrapping_add(host + first * stride),
+                device: buffer + ((run.position + first) * pitch) as u64,
+                len,
+                rows,
+                host_pitch: stride,
+                device_pitch: pitch,
+            };
+            if whole {
+                self.copies.push(copy(0, 1, end - host));
+            } else if run.rows >= STRIDED_MIN {
+                self.copies.push(copy(0, run.rows, part.bytes));
+            } else {
+                self.copies.extend((0..run.rows).map(|row| copy(row, 1, part.bytes)));
+            }
+        }
+        pitch
     }
 }
 
@@ -146,17 +219,6 @@ struct Run {
     /// The position of its first row in the stage.
     position: usize,
     rows: usize,
-}
-
-impl Run {
-    /// Where it is on the host and in a staging buffer, and its bytes: within the pool, and within one registration.
-    fn place(&self, pool: &HostPool, buffer: DeviceAddress) -> (*mut u8, DeviceAddress, usize) {
-        let stride = pool.row_stride();
-        let start = self.row as usize * stride;
-        let len = (self.rows - 1) * stride + pool.row_bytes();
-        assert!(start + len <= pool.size_bytes(), "{self:?} is outside of the pool");
-        (pool.base().as_ptr().wrapping_add(start), buffer + (self.position * stride) as u64, len)
-    }
 }
 
 /// Cuts rows into runs that lie within one piece of the pool each.

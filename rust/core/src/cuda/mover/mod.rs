@@ -1,5 +1,6 @@
 //! `GpuMover`: copies of whole blocks between the pool's rows and KV tensors on one GPU.
 
+mod job;
 mod lane;
 mod queue;
 mod shared;
@@ -9,21 +10,21 @@ mod tests;
 
 use std::mem;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
+use self::job::Job;
 use self::lane::{Ends, Lane};
-use self::queue::{Job, Limits, Phase, Queue};
+use self::queue::{Limits, Phase, Queue};
 use self::shared::Shared;
 use super::driver::{Driver, Entered, Stream};
 use super::events::EventPool;
 use super::kernels::Kernels;
-use super::layout::{GpuLayer, Layout};
+use super::layout::{GpuLayer, Layout, Part};
 use super::libcuda::LibCuda;
 use crate::copy::{Direction, Outcome, check_numbers};
 use crate::pool::deadline;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::{Error, ErrorKind, HostPool, Result};
 
 /// What staging addresses and the kernels' vectors are multiples of.
@@ -38,14 +39,14 @@ const DROP_LIMIT: Duration = Duration::from_secs(5);
 /// CUDA streams, which do not wait for the default stream by themselves.
 #[derive(Clone, Copy, Debug)]
 pub struct Streams {
-    /// Copies from the pool into staging.
-    pub load_copy: Stream,
+    /// Copies from the pool into staging, in turns.
+    pub load_copy: [Stream; 2],
     /// Kernels from staging into KV.
     pub load_scatter: Stream,
     /// Kernels from KV into staging.
     pub store_gather: Stream,
-    /// Copies from staging into the pool.
-    pub store_copy: Stream,
+    /// Copies from staging into the pool, in turns.
+    pub store_copy: [Stream; 2],
 }
 
 /// GPU memory for one stage.
@@ -73,8 +74,20 @@ pub struct GpuMoverConfig {
     /// Staging buffers for stores, used in turn.
     pub store_staging: Vec<Staging>,
     /// The most that a stage of a background job moves, one row at least. Small, since the engine's own small copies of
-    /// each step queue behind what is on the bus; a load that the engine waits for fills whole buffers.
+    /// each step wait for the stage that is on the bus; a load by layers, which an engine with nothing else to do waits
+    /// for, fills whole buffers.
     pub background_bytes: usize,
+    /// In how many parts a load by layers brings them, at most.
+    pub layer_parts: usize,
+}
+
+/// In which order a load brings its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadOrder {
+    /// Row by row.
+    ByRows,
+    /// Some layers of all rows, then the next ones: a forward can begin when the first are there.
+    ByLayers,
 }
 
 /// Copies whole blocks between the rows of a pool and KV tensors on a GPU. Rows and blocks are given in pairs.
@@ -86,9 +99,14 @@ pub struct GpuMoverConfig {
 pub struct GpuMover {
     shared: Arc<Shared>,
     layout: Layout,
+    /// Whole rows.
+    whole: Arc<[Part]>,
+    /// Rows by layers.
+    parts: Arc<[Part]>,
+    /// Rows of a stage of whole rows, of each direction, and of one of parts.
     load_rows: usize,
     store_rows: usize,
-    background_rows: usize,
+    part_rows: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -120,12 +138,20 @@ impl GpuMover {
         let GpuMoverConfig { layers, blocks, streams, .. } = config;
         let layout = Layout::new(layers, blocks)?;
         check_row(&pool, &layout)?;
-        let load_rows = stage_rows(&config.load_staging, pool.row_stride())?;
         let background_rows = (config.background_bytes / pool.row_stride()).max(1);
-        let store_rows = stage_rows(&config.store_staging, pool.row_stride())?;
+        let load_rows = stage_rows(&config.load_staging, pool.row_stride())?.min(background_rows);
+        let store_rows = stage_rows(&config.store_staging, pool.row_stride())?.min(background_rows);
+        let (whole, parts) = (layout.parts(1), layout.parts(config.layer_parts.max(1)));
+        let part_rows = match &parts[..] {
+            [_] => load_rows,
+            several => {
+                let largest = several.iter().map(|part| part.bytes).max().unwrap_or(pool.row_stride());
+                stage_rows(&config.load_staging, largest)?
+            }
+        };
         let entered = Entered::new(driver.as_ref())?;
         check_device(driver.as_ref(), &layout, config.load_staging.iter().chain(&config.store_staging))?;
-        let kernels = Kernels::new(&driver, &layout, pool.row_stride(), streams.store_gather)?;
+        let kernels = Kernels::new(&driver, &layout, streams.store_gather)?;
         drop(entered);
         let addresses = |staging: &[Staging]| staging.iter().map(|buffer| buffer.address).collect::<Vec<_>>();
         let (loads, stores) = (addresses(&config.load_staging), addresses(&config.store_staging));
@@ -148,7 +174,16 @@ impl GpuMover {
         let thread = thread::Builder::new().name(name).spawn(move || at_work.work()).map_err(|error| {
             Error::new(ErrorKind::OutOfMemory, format!("the GPU's copy thread did not start: {error}"))
         })?;
-        Ok(Self { shared, layout, load_rows, store_rows, background_rows, thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            shared,
+            layout,
+            whole: whole.into(),
+            parts: parts.into(),
+            load_rows,
+            store_rows,
+            part_rows,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Loads in the background, after what was submitted to `stream` until now, if one is given. `poll` tells the end.
@@ -158,25 +193,48 @@ impl GpuMover {
         job: u64,
         rows: Vec<u32>,
         blocks: Vec<u32>,
+        order: LoadOrder,
         stream: Option<Stream>,
     ) -> Result<()> {
-        self.submit(Direction::Load, job, rows, blocks, stream)
+        let (parts, most) = match order {
+            LoadOrder::ByRows => (&self.whole, self.load_rows),
+            LoadOrder::ByLayers => (&self.parts, self.part_rows),
+        };
+        self.submit(Direction::Load, job, (rows, blocks), stream, Arc::clone(parts), most)
+    }
+
+    /// Has what is left of a load submitted now, and makes `stream` wait on the GPU for all of it, or for the layer with
+    /// this number if it came `ByLayers`. Nothing is waited for when the load has ended. A load that failed has
+    /// ended, and can be polled, when this returns.
+    pub fn join_load(&self, job: u64, layer: Option<usize>, stream: Stream) -> Result<()> {
+        self.check_process()?;
+        let part = layer.map(|layer| {
+            self.parts.iter().position(|part| layer < part.layers.end as usize).ok_or_else(|| {
+                let message = format!("layer {layer} of {} layers", self.layout.layers());
+                Error::new(ErrorKind::InvalidArgument, message)
+            })
+        });
+        self.shared.join(job, part.transpose()?, stream)
+    }
+
+    /// Loads that will end within `limit`, if they go on at the speed they had so far. What is left of them is
+    /// submitted: nothing but the GPU itself can fail them any more.
+    pub fn settle_loads(&self, limit: Duration) -> Result<Vec<u64>> {
+        let ending = self.open()?.ending_within(limit, Instant::now());
+        let mut settled = Vec::with_capacity(ending.len());
+        for job in ending {
+            if self.shared.settle(job)? {
+                settled.push(job);
+            }
+        }
+        Ok(settled)
     }
 
     /// Stores in the background what was submitted to `stream` until now. `poll` tells the end. Rows that are being
     /// pinned are waited for, by the thread. Refused when too many jobs were not polled.
     pub fn submit_store(&self, job: u64, rows: Vec<u32>, blocks: Vec<u32>, stream: Stream) -> Result<()> {
-        self.submit(Direction::Store, job, rows, blocks, Some(stream))
-    }
-
-    /// Loads after what was submitted to `stream` until now and before all that will be; returns once that is
-    /// submitted, with the bytes. After an error nothing of the load runs any more.
-    pub fn load_now(&self, rows: &[u32], blocks: &[u32], stream: Stream) -> Result<u64> {
-        self.check(rows, blocks)?;
-        if !rows.is_empty() {
-            self.shared.load_now(rows, blocks, even(rows.len(), self.load_rows), stream)?;
-        }
-        Ok(rows.len() as u64 * self.layout.row_bytes() as u64)
+        let whole = Arc::clone(&self.whole);
+        self.submit(Direction::Store, job, (rows, blocks), Some(stream), whole, self.store_rows)
     }
 
     /// Jobs ended since the last call; each is told exactly once, and then nothing of it touches memory any more.
@@ -230,9 +288,10 @@ impl GpuMover {
         &self,
         direction: Direction,
         job: u64,
-        rows: Vec<u32>,
-        blocks: Vec<u32>,
+        (rows, blocks): (Vec<u32>, Vec<u32>),
         stream: Option<Stream>,
+        parts: Arc<[Part]>,
+        most: usize,
     ) -> Result<()> {
         self.check(&rows, &blocks)?;
         let after = match stream {
@@ -242,9 +301,8 @@ impl GpuMover {
             }
             _ => None,
         };
-        let most = if direction == Direction::Load { self.load_rows } else { self.store_rows };
-        let stage_rows = even(rows.len(), most.min(self.background_rows));
-        let job = Job::new(job, direction, rows, blocks, after, self.layout.row_bytes(), stage_rows);
+        let stage_rows = even(rows.len(), most);
+        let job = Job::new(job, direction, (rows, blocks), after, parts, stage_rows);
         self.shared.queue.lock().push(job)?;
         self.shared.work.notify_one();
         Ok(())

@@ -1,10 +1,11 @@
 //! Which stage is submitted next, what is in flight, and what became of the jobs. Pure state, kept under one lock.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::super::driver::Fault;
 use super::super::events::Event;
+use super::job::{End, Job, OpenLoad, Progress, Stage, Submitted};
 use crate::copy::{Direction, JOBS_MAX, Outcome};
 use crate::{Error, ErrorKind, Result};
 
@@ -31,49 +32,6 @@ impl Limits {
     };
 }
 
-/// A job of which not every stage is submitted.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) direction: Direction,
-    pub(super) rows: Vec<u32>,
-    pub(super) blocks: Vec<u32>,
-    /// What the first stage's kernel waits for.
-    pub(super) after: Option<Event>,
-    /// Rows of each stage.
-    pub(super) stage_rows: usize,
-    /// Rows of the stages submitted so far.
-    pub(super) submitted_rows: usize,
-    /// The end of the last stage submitted.
-    last: Option<Event>,
-    end: End,
-}
-
-/// How a job is told of.
-#[derive(Clone, Copy, Debug)]
-struct End {
-    name: u64,
-    bytes: u64,
-    submitted: Instant,
-}
-
-/// A stage that the GPU may be working on.
-#[derive(Debug)]
-struct Stage {
-    event: Event,
-    /// The job that ends with it, and whether it succeeds.
-    end: Option<(End, bool)>,
-}
-
-/// What a stage's submission gave.
-pub(super) enum Submitted {
-    /// It is done with this event.
-    Stage(Event),
-    /// It failed; with these events nothing of it runs any more.
-    Failed(Vec<Event>),
-    /// It failed, and nobody can tell until when parts of it run.
-    Unknown(Fault),
-}
-
 /// How far closing has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
@@ -94,9 +52,10 @@ pub(super) struct Queue {
     stores: VecDeque<Job>,
     loads_in_flight: VecDeque<Stage>,
     stores_in_flight: VecDeque<Stage>,
+    open_loads: HashMap<u64, OpenLoad>,
     /// Since when stores let loads go first.
     held_since: Option<Instant>,
-    /// Jobs that the thread is submitting a stage of, and callers of `load_now`.
+    /// Jobs that somebody is submitting a stage of.
     at_work: usize,
     /// Jobs, or parts, of which nobody can tell whether they ended.
     lost: usize,
@@ -107,31 +66,6 @@ pub(super) struct Queue {
     broken: Option<String>,
     pub(super) phase: Phase,
     pub(super) thread_runs: bool,
-}
-
-impl Job {
-    pub(super) fn new(
-        name: u64,
-        direction: Direction,
-        rows: Vec<u32>,
-        blocks: Vec<u32>,
-        after: Option<Event>,
-        row_bytes: usize,
-        stage_rows: usize,
-    ) -> Self {
-        let end = End { name, bytes: rows.len() as u64 * row_bytes as u64, submitted: Instant::now() };
-        Self { direction, rows, blocks, after, stage_rows, submitted_rows: 0, last: None, end }
-    }
-
-    /// Rows and blocks of the next stage.
-    pub(super) fn stage(&self) -> (&[u32], &[u32]) {
-        let next = self.submitted_rows..self.rows.len().min(self.submitted_rows + self.stage_rows);
-        (&self.rows[next.clone()], &self.blocks[next])
-    }
-
-    fn is_submitted(&self) -> bool {
-        self.submitted_rows >= self.rows.len()
-    }
 }
 
 impl Queue {
@@ -152,9 +86,15 @@ impl Queue {
         self.unpolled += 1;
         if job.is_submitted() {
             self.tell(&job.end, true);
-        } else {
-            self.waiting(job.direction).push_back(job);
+            return Ok(());
         }
+        if job.direction == Direction::Load {
+            let (stages, parts_total) = (job.stages(), job.parts.len());
+            let parts = Vec::with_capacity(parts_total);
+            let open = OpenLoad { stages, done: 0, began: None, parts, parts_total, failed: false };
+            self.open_loads.insert(job.end.name, open);
+        }
+        self.waiting(job.direction).push_back(job);
         Ok(())
     }
 
@@ -172,7 +112,7 @@ impl Queue {
         }
         if job.is_none() && self.may_store(now, limits) {
             while let Some(store) = self.stores.front() {
-                if pinned(store.stage().0) {
+                if pinned(store.stage().rows) {
                     job = self.stores.pop_front();
                     break;
                 }
@@ -201,16 +141,17 @@ impl Queue {
         self.stores_in_flight.len() < limits.store_stages
     }
 
-    /// Takes back a job whose stage of `rows` rows was submitted, in the order of the streams.
-    pub(super) fn submitted(&mut self, mut job: Job, rows: usize, result: Submitted) {
+    /// Takes back a job whose next stage was submitted, in the order of the streams.
+    pub(super) fn submitted(&mut self, mut job: Job, result: Submitted) {
         self.at_work -= 1;
-        let direction = job.direction;
+        let (direction, name) = (job.direction, job.end.name);
         match result {
             Submitted::Stage(event) => {
-                job.submitted_rows += rows;
+                job.submitted += 1;
                 job.last = Some(event.clone());
+                self.note_submitted(&job, &event);
                 let end = job.is_submitted().then_some((job.end, true));
-                self.in_flight(direction).push_back(Stage { event, end });
+                self.in_flight(direction).push_back(Stage { event, name, end });
                 if end.is_some() {
                     return;
                 }
@@ -221,31 +162,58 @@ impl Queue {
                 }
             }
             Submitted::Failed(fence) => {
+                self.note_failed(&job);
                 let last = fence.len();
                 for (number, event) in fence.into_iter().enumerate() {
                     let end = (number + 1 == last).then_some((job.end, false));
-                    self.in_flight(direction).push_back(Stage { event, end });
+                    self.in_flight(direction).push_back(Stage { event, name, end });
                 }
             }
             Submitted::Unknown(fault) => self.lose(1, &fault),
         }
     }
 
-    /// Counts a caller of `load_now` in.
-    pub(super) fn begin_now(&mut self) -> Result<()> {
-        self.check_open()?;
+    fn note_submitted(&mut self, job: &Job, event: &Event) {
+        if let Some(open) = self.open_load(job) {
+            open.began.get_or_insert_with(Instant::now);
+            if job.submitted.is_multiple_of(job.part_stages()) {
+                open.parts.push(event.clone());
+            }
+        }
+    }
+
+    fn note_failed(&mut self, job: &Job) {
+        if let Some(open) = self.open_load(job) {
+            open.failed = true;
+        }
+    }
+
+    fn open_load(&mut self, job: &Job) -> Option<&mut OpenLoad> {
+        self.open_loads.get_mut(&job.end.name).filter(|_| job.direction == Direction::Load)
+    }
+
+    /// How far part number `part` of a load is, or its last one. `Waiting` hands its next stage to the caller, to be
+    /// given back by `submitted`.
+    pub(super) fn progress(&mut self, name: u64, part: Option<usize>) -> Progress {
+        let Some(open) = self.open_loads.get(&name) else { return Progress::Ended };
+        if open.failed {
+            return Progress::Failed;
+        }
+        let last = open.parts_total - 1;
+        if let Some(event) = open.parts.get(part.map_or(last, |part| part.min(last))) {
+            return Progress::Submitted(event.clone());
+        }
+        let Some(place) = self.loads.iter().position(|job| job.end.name == name) else {
+            return Progress::AtWork;
+        };
         self.at_work += 1;
-        Ok(())
+        self.loads.remove(place).map_or(Progress::Ended, Progress::Waiting)
     }
 
-    /// Counts a caller of `load_now` out.
-    pub(super) fn end_now(&mut self) {
-        self.at_work -= 1;
-    }
-
-    /// A stage of `load_now` is in flight.
-    pub(super) fn add_now(&mut self, event: Event) {
-        self.loads_in_flight.push_back(Stage { event, end: None });
+    /// Loads that will end within `limit`, if they go on as they did so far.
+    pub(super) fn ending_within(&self, limit: Duration, now: Instant) -> Vec<u64> {
+        let soon = |open: &OpenLoad| open.left(now).is_some_and(|left| left <= limit);
+        self.open_loads.iter().filter(|(_, open)| soon(open)).map(|(&name, _)| name).collect()
     }
 
     /// The end of the oldest stage in flight.
@@ -257,7 +225,13 @@ impl Queue {
 
     /// Books the end of the oldest stage.
     pub(super) fn end_oldest(&mut self, direction: Direction) {
-        if let Some(Stage { end: Some((end, succeeds)), .. }) = self.in_flight(direction).pop_front() {
+        let Some(Stage { name, end, .. }) = self.in_flight(direction).pop_front() else { return };
+        if direction == Direction::Load
+            && let Some(open) = self.open_loads.get_mut(&name)
+        {
+            open.done += 1;
+        }
+        if let Some((end, succeeds)) = end {
             self.tell(&end, succeeds);
         }
     }
@@ -292,9 +266,11 @@ impl Queue {
 
     /// A job that is not submitted further fails when its last stage is done; at once when it has none.
     fn fail(&mut self, job: Job) {
+        self.note_failed(&job);
         match job.last {
             Some(event) => {
-                self.in_flight(job.direction).push_back(Stage { event, end: Some((job.end, false)) });
+                let (name, end) = (job.end.name, Some((job.end, false)));
+                self.in_flight(job.direction).push_back(Stage { event, name, end });
             }
             None => self.tell(&job.end, false),
         }
@@ -306,6 +282,9 @@ impl Queue {
             Err(Error::new(ErrorKind::Device, self.broken.clone().unwrap_or(message)))
         };
         let bytes = if succeeds { Ok(end.bytes) } else { failed() };
+        if end.direction == Direction::Load {
+            self.open_loads.remove(&end.name);
+        }
         let seconds = end.submitted.elapsed().as_secs_f64();
         self.ended.push(Outcome { job: end.name, bytes, seconds });
     }
@@ -324,6 +303,11 @@ impl Queue {
     #[cfg(test)]
     pub(super) fn stages_in_flight(&self) -> usize {
         self.loads_in_flight.len() + self.stores_in_flight.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn stages_done(&self, load: u64) -> Option<usize> {
+        self.open_loads.get(&load).map(|open| open.done)
     }
 
     pub(super) fn is_any_waiting(&self) -> bool {
@@ -354,6 +338,10 @@ impl Queue {
         if self.is_closing() {
             return Err(Error::new(ErrorKind::Closed, "this GpuMover is closed: make a new one"));
         }
+        self.check_not_broken()
+    }
+
+    pub(super) fn check_not_broken(&self) -> Result<()> {
         match &self.broken {
             Some(why) => {
                 let message = format!("this GpuMover gave up, since the GPU's driver failed: {why}");

@@ -5,13 +5,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::super::driver::{Entered, Fault, Stream};
+use super::job::{Job, Progress, Submitted};
 use super::lane::{Ends, Lane};
-use super::queue::{Job, Limits, Queue, Submitted};
+use super::queue::{Limits, Queue};
 use crate::copy::Direction;
 use crate::pool::use_every_cpu;
+use crate::sync::{Condvar, Mutex};
 use crate::{Error, ErrorKind, Result};
 
 /// How often the thread looks after stages in flight.
@@ -20,8 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_micros(100);
 /// How often it looks whether a store's rows are pinned, when nothing is in flight.
 const LOOK_AT_PINS_EVERY: Duration = Duration::from_millis(2);
 
-/// What a failed `load_now` waits for the parts of it that were submitted.
-const FAILED_NOW_LIMIT: Duration = Duration::from_secs(10);
+/// What `join` waits for another thread's submission of a stage, or for the end of a load that failed.
+const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Locked in this order: a lane, then the queue, so that stages are booked in the order of their streams.
 #[derive(Debug)]
@@ -35,18 +35,6 @@ pub(super) struct Shared {
     /// A job or the thread ended.
     pub(super) ended: Condvar,
     pub(super) limits: Limits,
-}
-
-/// A caller of `load_now`, counted out also when it panics.
-struct Now<'a>(&'a Shared);
-
-impl Drop for Now<'_> {
-    fn drop(&mut self) {
-        self.0.queue.lock().end_now();
-        self.0.ended.notify_all();
-        // The thread sees to the stages in flight.
-        self.0.work.notify_one();
-    }
 }
 
 impl Shared {
@@ -108,18 +96,16 @@ impl Shared {
 
     fn submit(&self, job: Job) {
         let mut lane = self.lane(job.direction).lock();
-        let (rows, blocks) = job.stage();
-        let count = rows.len();
-        let after = if job.submitted_rows == 0 { job.after.as_ref() } else { None };
+        let after = if job.submitted == 0 { job.after.as_ref() } else { None };
         // SAFETY: `GpuMover` checked the numbers; whoever submits a job keeps its rows and blocks until it ends.
-        let result = match unsafe { lane.submit(&self.ends, rows, blocks, after) } {
+        let result = match unsafe { lane.submit(&self.ends, job.stage(), after) } {
             Ok(event) => Submitted::Stage(event),
             Err(_) => match lane.fence(&self.ends) {
                 Ok(fence) => Submitted::Failed(fence),
                 Err(fault) => Submitted::Unknown(fault),
             },
         };
-        self.queue.lock().submitted(job, count, result);
+        self.queue.lock().submitted(job, result);
         self.ended.notify_all();
     }
 
@@ -127,62 +113,57 @@ impl Shared {
         if direction == Direction::Load { &self.loads } else { &self.stores }
     }
 
-    /// Submits a whole load from the calling thread: it waits for the stream, and the stream for it, on the GPU.
-    pub(super) fn load_now(
-        &self,
-        rows: &[u32],
-        blocks: &[u32],
-        stage_rows: usize,
-        stream: Stream,
-    ) -> Result<()> {
-        self.queue.lock().begin_now()?;
-        let _now = Now(self);
+    /// Submits what is left of a load from the calling thread, as far as its part number `part` (None: all of it), and
+    /// makes the stream wait for that on the GPU. A load that failed has ended when this returns.
+    pub(super) fn join(&self, name: u64, part: Option<usize>, stream: Stream) -> Result<()> {
         let _entered = Entered::new(self.ends.driver.as_ref())?;
-        let mut after = Some(self.ends.events.record(stream)?);
-        let mut last = None;
-        for (rows, blocks) in rows.chunks(stage_rows).zip(blocks.chunks(stage_rows)) {
-            // Locked for each stage: jobs of the thread come in between, and none of them waits for long.
-            let mut lane = self.loads.lock();
-            // SAFETY: `GpuMover` checked the numbers; the caller keeps rows and blocks, and the stream waits.
-            match unsafe { lane.submit(&self.ends, rows, blocks, after.take().as_ref()) } {
-                Ok(event) => {
-                    self.queue.lock().add_now(event.clone());
-                    last = Some(event);
+        let deadline = Instant::now() + JOIN_LIMIT;
+        loop {
+            match self.submit_rest(name, part, deadline)? {
+                Progress::Submitted(event) => return Ok(event.hold_back(stream)?),
+                Progress::Failed => {
+                    let mut queue = self.queue.lock();
+                    if matches!(queue.progress(name, part), Progress::Failed)
+                        && self.ended.wait_until(&mut queue, deadline).timed_out()
+                    {
+                        return Err(late(name));
+                    }
                 }
-                Err(fault) => return Err(self.fail_now(&mut lane, &fault)),
+                _ => return Ok(()),
             }
-        }
-        match last.map_or(Ok(()), |last| last.hold_back(stream)) {
-            Ok(()) => Ok(()),
-            Err(fault) => Err(self.fail_now(&mut self.loads.lock(), &fault)),
         }
     }
 
-    /// Waits until nothing of a failed `load_now` runs any more. When that cannot be seen the mover gives up.
-    fn fail_now(&self, lane: &mut Lane, fault: &Fault) -> Error {
-        let waited = lane.fence(&self.ends).and_then(|fence| {
+    /// Submits what is left of a load from the calling thread; whether the GPU has all of it, and it did not fail.
+    pub(super) fn settle(&self, name: u64) -> Result<bool> {
+        let _entered = Entered::new(self.ends.driver.as_ref())?;
+        let progress = self.submit_rest(name, None, Instant::now() + JOIN_LIMIT)?;
+        Ok(matches!(progress, Progress::Submitted(_)))
+    }
+
+    /// Submits stages of a load until its part was submitted, it failed or it is not there any more.
+    fn submit_rest(&self, name: u64, part: Option<usize>, deadline: Instant) -> Result<Progress> {
+        loop {
             let mut queue = self.queue.lock();
-            for event in &fence {
-                queue.add_now(event.clone());
-            }
-            drop(queue);
-            let deadline = Instant::now() + FAILED_NOW_LIMIT;
-            for event in &fence {
-                while !event.is_done()? {
-                    if Instant::now() > deadline {
-                        return Err(Fault { call: "the end of a failed load", error: "nothing".to_owned() });
-                    }
-                    std::thread::sleep(LOOK_EVERY);
+            queue.check_not_broken()?;
+            match queue.progress(name, part) {
+                Progress::Waiting(job) => {
+                    drop(queue);
+                    self.submit(job);
+                    // The thread sees to the stages in flight.
+                    self.work.notify_one();
                 }
-            }
-            Ok(())
-        });
-        match waited {
-            Ok(()) => Error::from(fault.clone()),
-            Err(unknown) => {
-                self.queue.lock().lose(1, &unknown);
-                Error::new(ErrorKind::Device, format!("{fault}, and its end cannot be seen: {unknown}"))
+                Progress::AtWork => {
+                    if self.ended.wait_until(&mut queue, deadline).timed_out() {
+                        return Err(late(name));
+                    }
+                }
+                reached => return Ok(reached),
             }
         }
     }
+}
+
+fn late(name: u64) -> Error {
+    Error::new(ErrorKind::Device, format!("load {name} was not submitted, or did not end, in {JOIN_LIMIT:?}"))
 }

@@ -15,9 +15,8 @@ fn wrong_arguments_are_refused_and_copy_nothing() {
         (vec![0], vec![24], "block 24"),
     ] {
         let refusals = [
-            rig.mover.submit_load(1, rows.clone(), blocks.clone(), None),
+            rig.mover.submit_load(1, rows.clone(), blocks.clone(), LoadOrder::ByRows, None),
             rig.mover.submit_store(1, rows.clone(), blocks.clone(), COMPUTE),
-            rig.mover.load_now(&rows, &blocks, COMPUTE).map(drop),
         ];
         for refusal in refusals {
             let error = refusal.expect_err(part);
@@ -25,7 +24,6 @@ fn wrong_arguments_are_refused_and_copy_nothing() {
             assert!(error.to_string().contains(part), "{error}");
         }
     }
-    assert_eq!(rig.mover.load_now(&[], &[], COMPUTE).expect("nothing to do"), 0);
     assert!(rig.mover.drain(LONG).expect("open") && rig.poll().is_empty());
     rig.finish();
 }
@@ -35,14 +33,14 @@ fn unpolled_jobs_are_limited() {
     let rig = Rig::new(&Shape::small(1));
     let mut refused = None;
     for job in 0..2000 {
-        refused = rig.mover.submit_load(job, vec![], vec![], None).err();
+        refused = rig.mover.submit_load(job, vec![], vec![], LoadOrder::ByRows, None).err();
         if refused.is_some() {
             break;
         }
     }
     assert!(refused.expect("a limit").to_string().contains("poll before"));
     assert_eq!(rig.mover.poll().expect("open").len(), crate::copy::JOBS_MAX);
-    rig.mover.submit_load(1, vec![], vec![], None).expect("room again");
+    rig.mover.submit_load(1, vec![], vec![], LoadOrder::ByLayers, None).expect("room again");
 }
 
 #[test]
@@ -68,9 +66,9 @@ fn a_closed_mover_refuses_and_says_so_again() {
     assert!(rig.mover.close(LONG).expect("here"));
     assert!(rig.mover.close(Duration::ZERO).expect("idempotent"));
     let refusals = [
-        rig.mover.submit_load(1, vec![], vec![], None),
+        rig.mover.submit_load(1, vec![], vec![], LoadOrder::ByLayers, None),
         rig.mover.submit_store(1, vec![], vec![], COMPUTE),
-        rig.mover.load_now(&[0], &[0], COMPUTE).map(drop),
+        rig.mover.settle_loads(LONG).map(drop),
         rig.mover.poll().map(drop),
         rig.mover.drain(LONG).map(drop),
     ];
@@ -127,6 +125,6 @@ fn dropping_waits_for_jobs_in_flight_and_frees_everything() {
         drop(rig);
         assert_eq!(fake.violations(), Vec::<String>::new());
         assert_eq!(fake.pinned(), []);
-        assert!(fake.is_finished(STREAMS.store_copy));
+        assert!(STREAMS.store_copy.iter().all(|&stream| fake.is_finished(stream)));
     }
 }

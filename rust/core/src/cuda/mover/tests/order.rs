@@ -1,8 +1,10 @@
 //! Who goes first: loads, stores that waited long enough, and rows that are pinned.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use super::super::LoadOrder;
 use super::super::queue::Limits;
 use super::rig::*;
 use crate::cuda::fake::Fake;
@@ -16,11 +18,11 @@ fn a_load_overtakes_a_store_that_was_submitted_before() {
     for seed in 0..20 {
         let limits = Limits { store_stages: 2, loads_first: LONG, ..LIMITS };
         let mut rig = Rig::new(&Shape { limits, stage: 1, ..Shape::small(seed) });
-        rig.fake.freeze(STREAMS.store_copy, true);
+        STREAMS.store_copy.iter().for_each(|&stream| rig.fake.freeze(stream, true));
         rig.store(1, &numbers(20), &numbers(20)).expect("open");
         rig.load(2, &[20, 21, 22], &[22, 21, 20], false).expect("open");
         assert_eq!(rig.wait(1), [(2, true)]);
-        rig.fake.freeze(STREAMS.store_copy, false);
+        STREAMS.store_copy.iter().for_each(|&stream| rig.fake.freeze(stream, false));
         assert_eq!(rig.wait(1), [(1, true)]);
         rig.finish();
     }
@@ -44,7 +46,7 @@ fn while_a_load_is_in_flight_a_store_waits_but_not_for_ever() {
 #[test]
 fn few_stages_are_submitted_ahead() {
     let limits = Limits { load_stages: 3, store_stages: 2, ..LIMITS };
-    for (kernels, loads, stages) in [(STREAMS.load_scatter, true, 3), (STREAMS.store_copy, false, 2)] {
+    for (kernels, loads, stages) in [(STREAMS.load_scatter, true, 3), (STREAMS.store_gather, false, 2)] {
         let mut rig = Rig::new(&Shape { limits, stage: 1, ..Shape::small(3) });
         rig.fake.freeze(kernels, true);
         if loads {
@@ -99,5 +101,52 @@ fn without_pinning_everything_works_too() {
     rig.load(2, &numbers(9), &[9, 8, 7, 6, 5, 4, 3, 2, 1], true).expect("open");
     assert_eq!(rig.wait(1), [(2, true)]);
     assert_eq!(rig.pool.pinned_bytes(), 0);
+    rig.finish();
+}
+
+#[test]
+fn joining_submits_the_rest_and_only_the_part_is_waited_for() {
+    let limits = Limits { load_stages: 1, ..LIMITS };
+    for order in [LoadOrder::ByRows, LoadOrder::ByLayers] {
+        let layers = vec![(64, 0), (64, 0), (64, 0)];
+        let mut rig = Rig::new(&Shape { limits, layers, stage: 1, ..Shape::small(8) });
+        rig.fake.freeze(STREAMS.load_scatter, true);
+        rig.load_joined(1, (&numbers(9), &numbers(9)), order, true).expect("open");
+        // All was submitted, although one stage may be in flight: the queue has nothing left of it.
+        assert!(!rig.mover.shared.queue.lock().is_any_waiting());
+        assert!(!rig.fake.is_finished(COMPUTE) && rig.poll().is_empty());
+        rig.fake.freeze(STREAMS.load_scatter, false);
+        assert_eq!(rig.wait(1), [(1, true)]);
+        rig.mover.join_load(1, None, COMPUTE).expect("ended long ago");
+        rig.finish();
+    }
+}
+
+#[test]
+fn a_layer_that_is_not_there_cannot_be_joined() {
+    let rig = Rig::new(&Shape::small(9));
+    let error = rig.mover.join_load(1, Some(2), COMPUTE).expect_err("2 layers");
+    assert!(error.to_string().contains("layer 2 of 2"), "{error}");
+}
+
+#[test]
+fn a_load_half_done_tells_when_it_will_end() {
+    let limits = Limits { load_stages: 1, ..LIMITS };
+    let mut rig = Rig::new(&Shape { limits, stage: 1, ..Shape::small(10) });
+    let soon = |rig: &Rig, limit| rig.mover.settle_loads(limit).expect("open");
+    rig.fake.freeze(STREAMS.load_scatter, true);
+    rig.load(1, &numbers(24), &numbers(24), false).expect("open");
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(soon(&rig, LONG), [], "nobody knows yet");
+    // The fake runs a little with each question; the GPU is stopped again as soon as a stage is done.
+    rig.fake.freeze(STREAMS.load_scatter, false);
+    while rig.mover.shared.queue.lock().stages_done(1) == Some(0) {
+        thread::yield_now();
+    }
+    let told = soon(&rig, LONG);
+    assert!(told == [1] || rig.mover.shared.queue.lock().is_idle());
+    assert!(!rig.mover.shared.queue.lock().is_any_waiting(), "all of it was submitted");
+    assert_eq!(rig.wait(1), [(1, true)]);
+    assert_eq!(soon(&rig, LONG), []);
     rig.finish();
 }

@@ -13,7 +13,8 @@ pub(super) const LONG: Duration = Duration::from_secs(60);
 /// The engine's own stream.
 pub(super) const COMPUTE: Stream = 1;
 
-pub(super) const STREAMS: Streams = Streams { load_copy: 2, load_scatter: 3, store_gather: 4, store_copy: 5 };
+pub(super) const STREAMS: Streams =
+    Streams { load_copy: [2, 6], load_scatter: 3, store_gather: 4, store_copy: [5, 7] };
 
 /// Limits under which every wait of the GPU's own matters: more stages in flight than there are buffers.
 pub(super) const LIMITS: Limits = Limits {
@@ -60,6 +61,16 @@ struct Expected {
     rows: Vec<u32>,
     blocks: Vec<u32>,
     stores: bool,
+    /// The engine's stream waited for it, and went on.
+    joined: bool,
+}
+
+/// What the engine reads, later than now.
+struct Read {
+    scratch: usize,
+    expected: Vec<u8>,
+    /// The load that brings it.
+    job: Option<u64>,
 }
 
 pub(super) struct Rig {
@@ -77,7 +88,7 @@ pub(super) struct Rig {
     random: u64,
     /// Bytes on their way to or from the compute stream: kept until all is done.
     scratch: Vec<Vec<u8>>,
-    reads: Vec<(usize, Vec<u8>)>,
+    reads: Vec<Read>,
 }
 
 fn memory(bytes: usize, fake: &Fake) -> Vec<u128> {
@@ -139,6 +150,7 @@ impl Rig {
             load_staging: staging[..2].iter().map(buffer).collect(),
             store_staging: staging[2..].iter().map(buffer).collect(),
             background_bytes: shape.stage * stride,
+            layer_parts: 3,
         };
         // SAFETY: all of it is memory of the rig, which outlives the mover.
         let mover = unsafe { GpuMover::start(pool.clone(), config, fake.clone(), shape.limits)? };
@@ -217,15 +229,19 @@ impl Rig {
     }
 
     /// The engine reads blocks, later than now; `finish` checks that it reads what the model says now.
-    fn read(&mut self, blocks: &[u32]) {
+    fn read(&mut self, blocks: &[u32], job: Option<u64>) {
+        (0..self.layers.len()).for_each(|layer| self.read_layer(layer, blocks, job));
+    }
+
+    fn read_layer(&mut self, layer: usize, blocks: &[u32], job: Option<u64>) {
         for &block in blocks {
-            let mut bytes = vec![0; self.pool.row_bytes()];
-            let mut to = bytes.as_mut_ptr();
-            for (page, len) in self.pages(block) {
-                self.fake.compute(COMPUTE, page, to, len);
-                to = to.wrapping_add(len);
-            }
-            self.reads.push((self.scratch.len(), self.kv_model[block as usize].clone()));
+            let pages = self.pages(block);
+            let offset: usize = pages[..layer].iter().map(|(_, len)| len).sum();
+            let (page, len) = pages[layer];
+            let mut bytes = vec![0; len];
+            self.fake.compute(COMPUTE, page, bytes.as_mut_ptr(), len);
+            let expected = self.kv_model[block as usize][offset..offset + len].to_vec();
+            self.reads.push(Read { scratch: self.scratch.len(), expected, job });
             self.scratch.push(bytes);
         }
     }
@@ -241,38 +257,49 @@ impl Rig {
     /// A load in the background; with `fence` the engine reads the blocks' old content shortly before.
     pub(super) fn load(&mut self, job: u64, rows: &[u32], blocks: &[u32], fence: bool) -> Result<()> {
         if fence {
-            self.read(blocks);
+            self.read(blocks, None);
         }
-        self.mover.submit_load(job, rows.to_vec(), blocks.to_vec(), fence.then_some(COMPUTE))?;
+        let (order, stream) = (LoadOrder::ByRows, fence.then_some(COMPUTE));
+        self.mover.submit_load(job, rows.to_vec(), blocks.to_vec(), order, stream)?;
         self.expect(job, rows, blocks, false);
         Ok(())
     }
 
-    /// A load between two uses of the blocks by the engine. After an error the blocks are another's at once.
-    pub(super) fn load_now(&mut self, rows: &[u32], blocks: &[u32]) -> Result<()> {
-        self.read(blocks);
-        match self.mover.load_now(rows, blocks, COMPUTE) {
-            Ok(bytes) => assert_eq!(bytes as usize, rows.len() * self.pool.row_bytes()),
-            Err(error) => {
-                if self.mover.open().is_ok() {
-                    // The engine computes them again on its stream.
-                    self.compute(blocks);
-                } else {
-                    self.expect(u64::MAX, rows, blocks, false);
-                }
-                return Err(error);
-            }
-        }
+    /// A load between two uses of the blocks by the engine, which waits for all of it, or for layer after layer.
+    pub(super) fn load_joined(
+        &mut self,
+        job: u64,
+        (rows, blocks): (&[u32], &[u32]),
+        order: LoadOrder,
+        by_layer: bool,
+    ) -> Result<()> {
+        self.read(blocks, None);
+        self.mover.submit_load(job, rows.to_vec(), blocks.to_vec(), order, Some(COMPUTE))?;
+        self.expect(job, rows, blocks, false);
+        self.expected.get_mut(&job).expect("just put there").joined = true;
         for (&row, &block) in rows.iter().zip(blocks) {
             self.kv_model[block as usize] = self.row_model[row as usize].clone();
         }
-        self.read(blocks);
+        if by_layer {
+            for layer in 0..self.layers.len() {
+                self.mover.join_load(job, Some(layer), COMPUTE)?;
+                self.read_layer(layer, blocks, Some(job));
+            }
+        } else {
+            self.mover.join_load(job, None, COMPUTE)?;
+            self.read(blocks, Some(job));
+        }
         Ok(())
     }
 
     fn expect(&mut self, job: u64, rows: &[u32], blocks: &[u32], stores: bool) {
-        let expected = Expected { rows: rows.to_vec(), blocks: blocks.to_vec(), stores };
+        let expected = Expected { rows: rows.to_vec(), blocks: blocks.to_vec(), stores, joined: false };
         assert!(self.expected.insert(job, expected).is_none());
+    }
+
+    /// Whether a job was taken in and not told of.
+    pub(super) fn is_expected(&self, job: u64) -> bool {
+        self.expected.contains_key(&job)
     }
 
     /// Takes in what has ended: checks its bytes, then gives its blocks (and rows that failed) to somebody else.
@@ -280,10 +307,20 @@ impl Rig {
         let ended = self.mover.poll().expect("open");
         let mut told = Vec::new();
         for outcome in ended {
-            let Expected { rows, blocks, stores } = self.expected.remove(&outcome.job).expect("told once");
+            let Expected { rows, blocks, stores, joined } =
+                self.expected.remove(&outcome.job).expect("told once");
             let succeeded = outcome.bytes.is_ok();
             if let Ok(bytes) = outcome.bytes {
                 assert_eq!(bytes as usize, rows.len() * self.pool.row_bytes());
+            }
+            if joined {
+                if !succeeded {
+                    // The engine went on with garbage: it computes all of it again.
+                    self.reads.retain(|read| read.job != Some(outcome.job));
+                    self.compute(&blocks);
+                }
+                told.push((outcome.job, succeeded));
+                continue;
             }
             for (&row, &block) in rows.iter().zip(&blocks) {
                 let (row_at, block_at) = (row as usize, block as usize);
@@ -342,8 +379,10 @@ impl Rig {
     pub(super) fn finish(&mut self) {
         self.fake.finish();
         assert_eq!(self.fake.violations(), Vec::<String>::new());
-        for (scratch, expected) in mem::take(&mut self.reads) {
-            assert!(self.scratch[scratch] == expected, "the engine read something else than it must");
+        for Read { scratch, expected, job } in mem::take(&mut self.reads) {
+            if job.is_none_or(|job| !self.expected.contains_key(&job)) {
+                assert!(self.scratch[scratch] == expected, "the engine read something else than it must");
+            }
         }
         let lost: Vec<&Expected> = self.expected.values().collect();
         for row in 0..self.row_model.len() as u32 {

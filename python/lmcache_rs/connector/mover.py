@@ -1,0 +1,37 @@
+"""What the worker side asks of a device: copies between pool rows and KV blocks."""
+
+from typing import Protocol
+
+from lmcache_rs.connector.orders import Numbers
+
+
+class Mover(Protocol):
+    """Copies between pool rows and KV blocks; `lmcache_rs.copy` has one for each kind of device."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the pool."""
+
+    def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
+        """Begin a load that the next forward reads, which joins it before it does."""
+
+    def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
+        """Load beside whatever runs."""
+
+    def join_load(self, job: int, layer: int | None = None) -> None:
+        """What is computed from now on comes after the load, or after its layer, whichever way the device does it."""
+
+    def settle_loads(self, seconds: float) -> list[int]:
+        """Loads that will have ended in so many seconds, if they go on as they did, and will not fail any more."""
+
+    def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
+        """Store the blocks as they are after what the step has computed so far."""
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until no copy is in flight; False when that took longer."""
+
+    def poll(self) -> list[tuple[int, int, float]]:
+        """Jobs that ended, nothing touching their rows or blocks any more: (job, bytes or -1, s)."""
+
+    def close(self) -> bool:
+        """End in bounded time. Whether nothing touches KV or rows afterwards; what ended can still be polled."""

@@ -1,0 +1,18 @@
+"""The engine's only worker as its scheduler side sees it, where both live in one process."""
+
+from typing import Protocol
+
+from lmcache_rs.connector.orders import StepOrders, WorkerAcks
+
+
+class Nearby(Protocol):
+    """The engine's only worker, where it lives in this process."""
+
+    def take_acks(self) -> WorkerAcks | None:
+        """Its answers. They need not wait for a step's output, which with overlapping steps comes two steps late."""
+
+    def drain(self) -> None:
+        """Wait, for a bounded time, until no copy is in flight."""
+
+    def start_loads(self, orders: StepOrders) -> None:
+        """Begin a step's loads, before the step's inputs are prepared."""

@@ -1,0 +1,62 @@
+"""What the configuration and vLLM's role for this engine say about loads and stores."""
+
+from dataclasses import dataclass
+
+from lmcache_rs.config import Config
+
+SYNC_LOAD_BYTES = {"cpu": 256 << 20, "cuda": 32 << 20}
+"""Loads up to this size hold the step by default.
+
+On the CPU about 10 ms at memory speed, where an asynchronous load costs its request 10 ms or more of extra steps, and a
+decode step takes longer than that. On a GPU about half a millisecond of the bus.
+"""
+
+LAYERED_LOAD_BYTES_MIN = {"cpu": None, "cuda": 256 << 20}
+"""Synchronous loads from this size on come layer by layer where vLLM's forward can wait for layers.
+
+What it computes of a prompt then goes on beside the load; a step without CUDA graphs, which that takes, needs some
+10 ms of the CPU, which a load of this size (5 ms of the bus) begins to hide.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What `kv_role` allows: a consumer never stores, a producer never loads."""
+
+    may_store: bool
+    may_load: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LookupRules:
+    """What the configuration says about hits."""
+
+    tails: bool
+    asynchronous: bool
+    asynchronous_only: bool
+    """Whether no load may hold the step, because vLLM could not take back a failed one."""
+    sync_bytes_max: int
+    """Loads up to this many bytes hold the step, and all loads of a request that is alone; 0: none ever does."""
+    layered_bytes_min: int | None
+    """Loads that hold the step come by layers from this size on; None: never."""
+    min_tokens: int
+    max_tokens: int
+    """The most tokens loaded for a request at once; 0: no limit."""
+    skip_last_tokens: int
+    pending_s_max: float
+
+
+def lookup_rules(config: Config, device: str, asynchronous_only: bool) -> LookupRules:
+    """The rules for KV on `device`, "cpu" or "cuda"."""
+    sync_bytes = config.sync_load_max_bytes
+    return LookupRules(
+        tails=config.tails,
+        asynchronous=config.enable_async_loading,
+        asynchronous_only=asynchronous_only,
+        sync_bytes_max=SYNC_LOAD_BYTES[device] if sync_bytes is None else sync_bytes,
+        layered_bytes_min=LAYERED_LOAD_BYTES_MIN[device],
+        min_tokens=config.min_retrieve_tokens,
+        max_tokens=config.max_tokens_per_load,
+        skip_last_tokens=config.skip_last_n_tokens,
+        pending_s_max=config.pending_timeout_ms / 1e3,
+    )

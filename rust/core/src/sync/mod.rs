@@ -1,0 +1,16 @@
+//! Locks, atomics and threads: the machine's own, or those of a model checker that tries interleavings.
+//!
+//! The features `loom` and `shuttle` are for the tests of that name only; everything that more than one thread uses
+//! takes its locks, atomics and threads from here, so that these tests run the very code of the product.
+
+#[cfg(any(feature = "loom", feature = "shuttle"))]
+mod model;
+
+#[cfg(any(feature = "loom", feature = "shuttle"))]
+pub(crate) use self::model::{Condvar, Mutex, MutexGuard, atomic, thread};
+
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+pub(crate) use {
+    parking_lot::{Condvar, Mutex, MutexGuard},
+    std::{sync::atomic, thread},
+};

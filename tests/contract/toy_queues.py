@@ -1,0 +1,69 @@
+"""vLLM's queues of requests and the blocks that they hold, beside the connector's scheduler side."""
+
+import contextlib
+from collections import Counter
+
+from caching_pool import CachingPool
+from late_ranks import Shape
+from toy_engine import BLOCK
+from toy_prompts import Prompt
+
+from lmcache_rs.connector.scheduler import SchedulerSide
+
+
+class Queues:
+    """Requests by what vLLM does with them, and how blocks come and go."""
+
+    def __init__(self, shape: Shape, scheduler: SchedulerSide, pool: CachingPool) -> None:
+        self.shape, self.scheduler, self.pool = shape, scheduler, pool
+        self.waiting: list[Prompt] = []
+        self.running: list[Prompt] = []
+        self.loading: dict[str, Prompt] = {}
+        self.all: list[Prompt] = []
+        self.seen: Counter[str] = Counter()
+        """How often what is rare happened."""
+
+    def add(self, request: Prompt) -> None:
+        self.all.append(request)
+        self.waiting.append(request)
+        self.scheduler.add_request(request)
+
+    def abort(self, request: Prompt) -> None:
+        for queue in (self.running, self.waiting):
+            if request in queue:
+                queue.remove(request)
+        self._finish(request)
+
+    def preempt(self, request: Prompt, drop: bool) -> None:
+        """`drop`: it may be resumed before the output of its steps in flight is seen, which it computes again."""
+        self.seen["preemptions"] += 1
+        self.running.remove(request)
+        self._free(request)
+        request.placeholders = 0
+        request.drop_stale = drop or (request.drop_stale and request.stale > 0)
+        request.stale, request.resumed = request.in_flight, True
+        self.waiting.insert(0, request)
+
+    def _free_one_that_waits(self, first: Prompt) -> None:
+        """Requests that were loaded and wait hold all blocks, so that none goes on."""
+        for request in reversed(self.waiting):
+            if request.table and request is not first:
+                return self._free(request)
+        return None
+
+    def _finish(self, request: Prompt) -> None:
+        request.ended = True
+        with contextlib.suppress(RuntimeError):
+            self.scheduler.finish_request(request, list(request.table))
+        if request.request_id not in self.loading:
+            self._free(request)  # vLLM keeps the blocks of one that loads
+
+    def _grow(self, request: Prompt, tokens: int) -> list[int] | None:
+        added = self.pool.allocate(max(0, -(-tokens // BLOCK) - len(request.table)))
+        if added is not None:
+            request.table.extend(added)
+        return added
+
+    def _free(self, request: Prompt) -> None:
+        self.pool.free_blocks(self.pool.blocks[i] for i in reversed(request.table))
+        request.table, request.num_computed_tokens = [], 0

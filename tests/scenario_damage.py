@@ -1,0 +1,115 @@
+"""Steps of a scenario that damage something: what is stored, the copies, or a call behind a hook."""
+
+from typing import Any
+
+
+class Damage:
+    """Works on the connector's sides that live in this process."""
+
+    llm: Any
+
+    def swap_layers(self) -> None:
+        """Negative control: every stored row now has its layers' KV in another order.
+
+        Rows exchanged within a prompt would not do: keys carry their own positions, so attention hardly sees it.
+        """
+        import numpy
+
+        rows = numpy.from_dlpack(worker_side()._mover._pool)
+        layers = self.llm.llm_engine.model_config.hf_config.num_hidden_layers
+        layers = max(2, layers // len(handle()._scheduler.groups))
+        used, row_bytes = used_rows(), worker_side()._mover._pool.row_bytes
+        rows[:used, :row_bytes] = numpy.roll(rows[:used, :row_bytes], row_bytes // layers, axis=1)
+
+    def swap_prompts(self) -> None:
+        """Negative control: the first half of the stored rows changes places with the second."""
+        import numpy
+
+        rows = numpy.from_dlpack(worker_side()._mover._pool)
+        used = used_rows() // 2 * 2
+        rows[:used] = numpy.roll(rows[:used], used // 2, axis=0)
+
+    def watch_copies(self) -> None:
+        """From now on compare the bytes of blocks and rows after every copy; `copies` says what was found."""
+        import numpy
+        import torch
+
+        core = self.llm.llm_engine.engine_core.engine_core
+        tensors = core.model_executor.driver_worker.worker.model_runner.kv_caches
+        mover = worker_side()._mover
+        pool, self.compared, self.unequal = numpy.from_dlpack(mover._pool), 0, 0
+
+        def watched(copy: Any) -> Any:
+            def copying(job: int, rows: Any, blocks: Any, *options: Any) -> None:
+                copy(job, rows, blocks, *options)
+                for row, block in zip(rows, blocks, strict=True):
+                    kv = b"".join(bytes(t[int(block)].view(-1).view(torch.uint8).numpy()) for t in tensors)
+                    self.compared += 1
+                    self.unequal += kv != bytes(pool[row, : len(kv)])
+
+            return copying
+
+        mover.store, mover.load_now = watched(mover.store), watched(mover.load_now)
+
+    def copies(self) -> dict[str, int]:
+        return {"compared": self.compared, "unequal": self.unequal}
+
+    def fail_loads(self, count: int) -> None:
+        """The next `count` loads raise in the mover."""
+        mover, left = worker_side()._mover, [count]
+        for name in ("load_now", "submit_load"):
+            setattr(mover, name, failing(getattr(mover, name), left))
+
+    def fault(self, side: str, call: str, panics: bool) -> None:
+        """The next call of a method behind a hook raises, or panics in Rust; failures before are forgotten."""
+        target = getattr(handle(), f"_{side}")
+        handle()._scheduler._barrier._breaker._failures.clear()
+
+        def fail(*arguments: Any, **options: Any) -> Any:
+            del vars(target)[call]
+            if not panics:
+                raise RuntimeError("injected")
+            from tiktoken import _tiktoken
+
+            _tiktoken.CoreBPE({b"a": 0}, {}, "a|b").encode_ordinary("b")
+
+        setattr(target, call, fail)
+
+    def faults_left(self) -> list[str]:
+        """Methods that were to fail and were not called."""
+        sides = (handle()._scheduler, handle()._worker)
+        named = [(name, value) for side in sides for name, value in vars(side).items()]
+        return [name for name, value in named if getattr(value, "__name__", "") == "fail"]
+
+    def pass_time(self, seconds: float) -> None:
+        """The cache that turned itself off sees so much time pass."""
+        breaker = handle()._scheduler._barrier._breaker
+        clock = breaker._clock
+        breaker._clock = lambda: clock() + seconds
+
+
+def used_rows() -> int:
+    """Rows of the pool that hold something, one for each cache group, if none ever left."""
+    stats = handle().stats()
+    return int(stats["rows"] - stats["free"]) * len(handle()._scheduler.groups)
+
+
+def failing(call: Any, left: list[int]) -> Any:
+    def wrapped(*arguments: Any) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise RuntimeError("injected")
+        return call(*arguments)
+
+    return wrapped
+
+
+def handle() -> Any:
+    from lmcache_rs.builder import LMCacheEngineBuilder
+    from lmcache_rs.integration.vllm.utils import ENGINE_NAME
+
+    return LMCacheEngineBuilder.get(ENGINE_NAME)
+
+
+def worker_side() -> Any:
+    return handle()._worker if handle() is not None else None
