@@ -35,20 +35,11 @@ test-rust: setup
 	@cargo test --quiet --workspace --exclude lmcache-py --doc
 	@# Interleavings: with these features locks and threads are those of a model checker.
 	@cargo test --quiet --package lmcache-core --features loom --test loom_index
-	@cargo test --quiet --package lmcache-core --features shuttle --test shuttle_engine
+	@cargo test --quiet --package lmcache-core --features shuttle --lib schedules
 
 .PHONY: test-python  ## Run the tests of the Python package, the connector and the examples.
 test-python: setup model
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(PYTEST_ARGS)
-
-.PHONY: versions  ## Unpack other versions of vLLM into .vllm (VERSIONS="0.26.0 0.31.0"; default: those that CI runs).
-versions: setup
-	@$(BIN)/python scripts/vllm_versions.py $(VERSIONS)
-
-.PHONY: test-versions  ## Run the real engine of other versions of vLLM (VERSIONS as above).
-test-versions: versions model
-	@VLLM_VERSIONS="$(VERSIONS)" OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
-		$(BIN)/python -m pytest tests/versions $(PYTEST_ARGS)
 
 .PHONY: soak  ## Run the long forms of the tests, DURATION seconds each (default 60), and count what is wrong.
 soak: setup model
@@ -58,6 +49,14 @@ soak: setup model
 coverage: setup
 	@cargo tarpaulin --version >/dev/null 2>&1 || { echo "FAILED: cargo install cargo-tarpaulin"; exit 1; }
 	cargo tarpaulin --engine ptrace --package lmcache-core --include-files 'rust/core/src/*' --fail-under 90
+.PHONY: versions  ## Unpack other versions of vLLM into .vllm (VERSIONS="0.26.0 0.31.0"; default: those that CI runs).
+versions: setup
+	@$(BIN)/python scripts/vllm_versions.py $(VERSIONS)
+
+.PHONY: test-versions  ## Run the real engine of other versions of vLLM (VERSIONS as above).
+test-versions: versions model
+	@VLLM_VERSIONS="$(VERSIONS)" OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+		$(BIN)/python -m pytest tests/versions $(PYTEST_ARGS)
 
 .PHONY: lint  ## Check format, style and types, and the stub against the extension module.
 lint: setup

@@ -25,7 +25,7 @@ MARGIN_S = 600
 CASES_PER_SECOND = 1000
 """Of the index's model, about; that test knows no time."""
 COUNTED = re.compile(r"soak: (?P<name>.+): (?P<count>\d+) (?P<what>\w+)$", re.MULTILINE)
-FAILED = re.compile(r"^failures:\n((?: {4}\w+\n)+)", re.MULTILINE)
+FAILED = re.compile(r"^failures:\n((?: {4}[\w:]+\n)+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def rust_rows(output: str) -> Iterator[Row]:
         yield Row(match["name"], int(match["count"]), match["what"], 0)
     for match in FAILED.finditer(output):
         for name in match[1].split():
-            yield Row(name.replace("_", " "), 0, "", 1)
+            yield Row(name.rpartition("::")[2].replace("_", " "), 0, "", 1)
 
 
 def attempt(what: str, command: Sequence[str | Path], log: Path, env: dict[str, str]) -> bool:
@@ -78,9 +78,9 @@ def soak_python(seconds: int, env: dict[str, str], folder: Path) -> list[Row]:
 
 
 def soak_rust(name: str, options: list[str], env: dict[str, str], folder: Path) -> list[Row]:
-    """The tests of one Rust test program."""
+    """Some tests of the Rust core."""
     log = folder / f"{name}.log"
-    command = ["cargo", "test", "--release", "-p", "lmcache-core", "--test", name, *options]
+    command = ["cargo", "test", "--release", "-p", "lmcache-core", *options]
     ended_well = attempt(f"Rust tests, {name}", [*command, "--", "--nocapture", "--test-threads=1"], log, env)
     rows = list(rust_rows(log.read_text()))
     return rows if ended_well or any(row.wrong for row in rows) else [*rows, Row(name, 0, "", 1)]
@@ -104,9 +104,9 @@ def main() -> int:
     say(f"Each test runs for {seconds} s, from seed {seed} on; logs are in {folder}")
     rows = soak_python(seconds, env, folder)
     for name, options in (
-        ("shuttle_engine", ["--features", "shuttle"]),
-        ("loom_index", ["--features", "loom"]),
-        ("index_model", []),
+        ("schedules", ["--features", "shuttle", "--lib", "schedules"]),
+        ("interleavings", ["--features", "loom", "--test", "loom_index"]),
+        ("model", ["--test", "index_model"]),
     ):
         rows += soak_rust(name, options, env, folder)
     if not any(row.name.startswith("behaves") for row in rows):

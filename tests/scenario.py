@@ -91,20 +91,20 @@ class Scenario(Damage):
         turns: int = 1,
     ) -> dict[str, Any]:
         """The answers to the prompts; with several turns, that to the prompt and all earlier answers and questions."""
+        extra = {"cache_salt": salt} if salt else {}
         options: dict[str, Any] = {"use_tqdm": False}
         if adapter is not None:
             from vllm.lora.request import LoRARequest
 
             options["lora_request"] = LoRARequest(*adapter)
-        extra = {"cache_salt": salt} if salt else {}
         texts = [tokens_of(p) for p in prompts]
         for turn in range(turns):
             requests = [{"prompt_token_ids": text, **extra} for text in texts]
-            outputs = told(self.llm.generate(requests, self.sampling(max_tokens, params), **options))
+            outputs = self.llm.generate(requests, self.sampling(max_tokens, params), **options)
             if turn + 1 < turns:
-                answers = zip(texts, outputs["tokens"], strict=True)
-                texts = [text + answer + tokens_of([[99, 7]]) for text, answer in answers]
-        return outputs
+                answers = [list(o.outputs[0].token_ids) for o in outputs]
+                texts = [t + a + tokens_of([[99, 7]]) for t, a in zip(texts, answers, strict=True)]
+        return told(outputs)
 
     def embed(self, seed: int, count: int) -> dict[str, Any]:
         """Generate from random prompt embeddings of the model's size."""
@@ -220,6 +220,32 @@ class Scenario(Damage):
     def drafts(self) -> int:
         """Tokens that were proposed for a step without being known yet."""
         return self.drafted
+
+    def watch_copies(self) -> None:
+        """From now on compare the bytes of blocks and rows after every copy."""
+        import numpy
+
+        core = self.llm.llm_engine.engine_core.engine_core
+        tensors = core.model_executor.driver_worker.worker.model_runner.kv_caches
+        mover = worker_side()._mover
+        pool, self.compared, self.unequal = numpy.from_dlpack(mover._pool), 0, 0
+
+        def watched(copy: Any) -> Any:
+            def copying(job: int, rows: Any, blocks: Any, *options: Any) -> None:
+                copy(job, rows, blocks, *options)
+                for row, block in zip(rows, blocks, strict=True):
+                    kv = b"".join(bytes(t[int(block)].view(-1).view(UINT8).numpy()) for t in tensors)
+                    self.compared += 1
+                    self.unequal += kv != bytes(pool[row, : len(kv)])
+
+            return copying
+
+        from torch import uint8 as UINT8  # noqa: N812
+
+        mover.store, mover.load_now = watched(mover.store), watched(mover.load_now)
+
+    def copies(self) -> dict[str, int]:
+        return {"compared": self.compared, "unequal": self.unequal}
 
     def version(self) -> str:
         import vllm

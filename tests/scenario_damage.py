@@ -29,31 +29,6 @@ class Damage:
         used = used_rows() // 2 * 2
         rows[:used] = numpy.roll(rows[:used], used // 2, axis=0)
 
-    def watch_copies(self) -> None:
-        """From now on compare the bytes of blocks and rows after every copy; `copies` says what was found."""
-        import numpy
-        import torch
-
-        core = self.llm.llm_engine.engine_core.engine_core
-        tensors = core.model_executor.driver_worker.worker.model_runner.kv_caches
-        mover = worker_side()._mover
-        pool, self.compared, self.unequal = numpy.from_dlpack(mover._pool), 0, 0
-
-        def watched(copy: Any) -> Any:
-            def copying(job: int, rows: Any, blocks: Any, *options: Any) -> None:
-                copy(job, rows, blocks, *options)
-                for row, block in zip(rows, blocks, strict=True):
-                    kv = b"".join(bytes(t[int(block)].view(-1).view(torch.uint8).numpy()) for t in tensors)
-                    self.compared += 1
-                    self.unequal += kv != bytes(pool[row, : len(kv)])
-
-            return copying
-
-        mover.store, mover.load_now = watched(mover.store), watched(mover.load_now)
-
-    def copies(self) -> dict[str, int]:
-        return {"compared": self.compared, "unequal": self.unequal}
-
     def fail_loads(self, count: int) -> None:
         """The next `count` loads raise in the mover."""
         mover, left = worker_side()._mover, [count]
@@ -88,12 +63,6 @@ class Damage:
         breaker._clock = lambda: clock() + seconds
 
 
-def used_rows() -> int:
-    """Rows of the pool that hold something, one for each cache group, if none ever left."""
-    stats = handle().stats()
-    return int(stats["rows"] - stats["free"]) * len(handle()._scheduler.groups)
-
-
 def failing(call: Any, left: list[int]) -> Any:
     def wrapped(*arguments: Any) -> Any:
         if left[0] > 0:
@@ -102,6 +71,12 @@ def failing(call: Any, left: list[int]) -> Any:
         return call(*arguments)
 
     return wrapped
+
+
+def used_rows() -> int:
+    """Rows of the pool that hold something, one for each cache group, if none ever left."""
+    stats = handle().stats()
+    return int(stats["rows"] - stats["free"]) * len(handle()._scheduler.groups)
 
 
 def handle() -> Any:

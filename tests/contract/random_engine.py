@@ -275,6 +275,7 @@ class RandomEngine(Queues):
                 self._failed.add(request.request_id)
             else:
                 repeated.add(request.request_id)
+                # vLLM 0.32 delivers what is in flight of it, which is wrong: its bug, and not repeated here.
                 request.stale, request.drop_stale = request.in_flight, True
         return repeated
 

@@ -39,8 +39,8 @@ def look(
     device: str = "cpu",
     pool: int = 1 << 20,
     hashes: Any = None,
-    fails_requests: bool = True,
     speculative: Any = None,
+    fails_requests: bool = True,
     **sizes: int,
 ) -> Geometry | Declined:
     groups = [SimpleNamespace(kv_cache_spec=spec, layer_names=["a", "b"]) for spec in specs]
@@ -86,7 +86,7 @@ def test_engines_of_one_host_share_its_memory() -> None:
         ({"specs": (ReplayedSpec(),)}, "cache_spec", "computes again"),
         ({"specs": (SlidingWindowSpec(),), "fails_requests": False}, "cache_groups", "from vLLM 0.30 on"),
         ({"specs": (FullAttentionSpec(),) * 2, "fails_requests": False}, "cache_groups", "from vLLM 0.30 on"),
-        ({"specs": (SlidingWindowSpec(),), "device": "cuda"}, "cache_groups", "on GPUs"),
+        ({"specs": (SlidingWindowSpec(),), "device": "cuda", "cuda": True}, "cache_groups", "on GPUs"),
         ({"specs": (FullAttentionSpec(),) * 3, "pool": 16384}, "pool_too_small", "needs 24576"),
         ({"hashes": 8}, "hash_block_size", "block hashes of 8 tokens"),
     ],

@@ -14,6 +14,7 @@ from toy_engine import Request
 from lmcache_rs.connector import barrier, breaker
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.breaker import Breaker
+from lmcache_rs.connector.groups import Groups
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.stats import Counters
 
@@ -57,6 +58,7 @@ class AlwaysFails:
     def __init__(self, make: Callable[[], BaseException]) -> None:
         self._make = make
         self.bad_blocks: set[int] = {7}
+        self.groups = Groups(16)
 
     def __getattr__(self, name: str) -> Any:
         def fail(*_: Any, **__: Any) -> None:

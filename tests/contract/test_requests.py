@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from toy_engine import BLOCK, Request, ToyEngine
 
+from lmcache_rs.connector.orders import WorkerAcks
 from lmcache_rs.connector.rules import Roles
 
 
@@ -239,6 +240,44 @@ def test_what_is_computed_on_a_load_that_was_not_ordered_is_not_kept() -> None:
     engine.run(third)
     engine.assert_idle()
     assert third.cached_tokens >= 40
+
+
+def test_a_store_waits_for_the_answer_of_a_load_that_it_may_have_read() -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 40)))
+    worker, ledger = engine.workers[0], engine.scheduler._ledger
+    ledger.open_load = lambda *_: 1 / 0
+    engine.scheduler.admit = swallowing(engine.scheduler)
+    take, withheld = worker.take_acks, [WorkerAcks()]
+
+    def loads_a_step_late() -> WorkerAcks | None:
+        acks, late = take() or WorkerAcks(), withheld.pop()
+        withheld.append(WorkerAcks({i: acks.jobs.pop(i) for i in list(acks.jobs) if i in ledger._loads}))
+        acks.merge(late)
+        return acks
+
+    worker.take_acks = loads_a_step_late
+    engine.run(Request("second", prompt(1, 40) + prompt(2, 16)))
+    del ledger.open_load
+    engine.run(Request("third", prompt(1, 40) + prompt(2, 16)))
+    engine.assert_idle()
+
+
+def test_a_request_aborted_before_vllm_heard_of_its_failed_load_leaves_nothing() -> None:
+    engine = ToyEngine(extra={**ASYNC, "lmcache.save_decode_cache": True})
+    engine.run(Request("first", prompt(1, 40)))
+    worker = engine.workers[0]
+    worker._mover = Broken(worker._mover, "load")
+    receive = worker.take_received
+    worker.take_received = lambda: (set(), set())
+    second = engine.add(Request("second", prompt(1, 40)))
+    while not engine.counters.totals().get("failed_loads"):
+        engine.step()
+    engine.abort(second)
+    worker.take_received = receive
+    engine.step()
+    engine.run(Request("third", prompt(1, 40)))
+    engine.assert_idle()
 
 
 def swallowing(scheduler: Any) -> Any:

@@ -52,7 +52,7 @@ class PromMetrics:
 
 
 def load_connector() -> Any:
-    """The module `lmcache_rs.connector.vllm_v1` over these classes; `sys.modules` stays as it was."""
+    """The module `lmcache_rs.connector.vllm_v1` over these classes, which `sys.modules` does not have afterwards."""
     base = "vllm.distributed.kv_transfer.kv_connector.v1."
     stand_ins = {
         base + "base": {
@@ -79,7 +79,10 @@ def load_connector() -> Any:
         for name in ours:
             sys.modules.pop(name, None)
         module = importlib.import_module("lmcache_rs.connector.vllm_v1")
-    for name in set(vars(package)) - set(before):
-        delattr(package, name)
+        # Whatever else of ours came with it is the same with and without vLLM, and must not be loaded twice.
+        rest = {n: m for n, m in sys.modules.items() if n.startswith("lmcache_rs") and n not in ours}
+    sys.modules.update(rest)
+    for name in ours:
+        vars(package).pop(name.rpartition(".")[2], None)
     vars(package).update(before)
     return module

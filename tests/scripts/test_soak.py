@@ -28,7 +28,7 @@ ok
 failures:
 
 failures:
-    two
+    some::tests::number_two
 
 test result: FAILED. 2 passed; 1 failed
 """
@@ -47,7 +47,7 @@ def test_rows_of_rust() -> None:
     assert list(soak.rust_rows(OUTPUT)) == [
         soak.Row("one thing", 5, "steps", 0),
         soak.Row("another", 12, "interleavings", 0),
-        soak.Row("two", 0, "", 1),
+        soak.Row("number two", 0, "", 1),
     ]
 
 

@@ -1,8 +1,8 @@
 """The real engine of other versions of vLLM: the tokens that the installed one gives without a cache.
 
 vLLM's own tokens are the same in all of them (float32, the CPU build). VLLM_VERSIONS names the versions to run, in
-the longer form; by default those that CI runs. scripts/vllm_versions.py installs them; 0.33 has no CPU build and runs
-on the compiled files of 0.32.
+the longer form; by default those that CI runs. scripts/vllm_versions.py installs them, and says how 0.33 runs, which
+has no CPU build.
 """
 
 import os

@@ -29,10 +29,10 @@ class Geometry:
     """What vLLM's KV lies on: "cpu" or "cuda"."""
     ranks_on_host: int
     """Workers that share this machine's memory, those of other data-parallel engines included."""
-    windows: tuple[int, ...] = (0,)
-    """Of each cache group: the tokens that its attention sees; 0: all."""
     drafts: bool = False
     """Steps may write KV after their forward: a speculative model drafts tokens."""
+    windows: tuple[int, ...] = (0,)
+    """Of each cache group: the tokens that its attention sees; 0: all."""
 
     @property
     def groups(self) -> Groups:
@@ -59,12 +59,7 @@ class Declined:
 
 
 def inspect(
-    vllm_config: Any,
-    kv_cache_config: Any,
-    device_type: str,
-    pool_bytes: int,
-    *,
-    fails_requests: bool,
+    vllm_config: Any, kv_cache_config: Any, device_type: str, pool_bytes: int, *, fails_requests: bool
 ) -> Geometry | Declined:
     """Read the geometry from vLLM's configuration, or say what is not supported.
 
@@ -93,8 +88,8 @@ def inspect(
         ranks=parallel.world_size,
         device=device_type,
         ranks_on_host=parallel.world_size * getattr(parallel, "data_parallel_size_local", 1),
-        windows=tuple(map(_window, groups)),
         drafts=getattr(vllm_config, "speculative_config", None) is not None,
+        windows=tuple(map(_window, groups)),
     )
 
 

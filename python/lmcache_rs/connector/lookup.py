@@ -129,22 +129,27 @@ class Lookup:
         self._note(record, hit, num_computed, reason)
         if reason is not None:
             return nothing
-        slots = -(-total // size) - num_computed // size
-        if self._rules.asynchronous_only:
-            # Without the last token: after a whole prompt vLLM drops the block that only that token still sees.
-            plan = Plan(num_computed, request.num_tokens, epoch, need, True)
-            self._keep(plan, match)
-            return plan
-        load_bytes = slots * self._slot_bytes
-        limit = 0 if loads_beside else self._rules.sync_bytes_max
-        asynchronous = self._rules.asynchronous and load_bytes > limit and not (alone and limit)
-        if asynchronous:
-            plan = Plan(num_computed, request.num_tokens, epoch, total - num_computed, True)
-        else:
-            need, by_layers = self._layered(request, num_computed, need, load_bytes)
-            plan = Plan(num_computed, request.num_tokens, epoch, need, False, by_layers)
+        asynchronous, load_slots = self._holds_nobody(total, num_computed, alone, loads_beside)
+        if asynchronous and not self._rules.asynchronous_only:
+            # VLLM computes the last token all the same. Where it drops blocks out of the window of the token after
+            # that one, it would drop one that the last token still needs.
+            need = total - num_computed
+        by_layers = False
+        if not asynchronous:
+            need, by_layers = self._layered(request, num_computed, need, load_slots * self._slot_bytes)
+        plan = Plan(num_computed, request.num_tokens, epoch, need, asynchronous, by_layers)
         self._keep(plan, match)
         return plan
+
+    def _holds_nobody(
+        self, total: int, num_computed: int, alone: bool, loads_beside: bool
+    ) -> tuple[bool, int]:
+        """Whether to load what leads to `total` tokens beside the steps of other requests; the slots read."""
+        rules, size = self._rules, self._block_size
+        slots = -(-total // size) - num_computed // size
+        limit = 0 if loads_beside else rules.sync_bytes_max
+        beside = rules.asynchronous and slots * self._slot_bytes > limit and not (alone and limit)
+        return rules.asynchronous_only or beside, slots
 
     def _layered(self, request: Any, num_computed: int, need: int, load_bytes: int) -> tuple[int, bool]:
         """Tokens to load, and whether by layers: whole blocks only, and at least two tokens are left to compute.

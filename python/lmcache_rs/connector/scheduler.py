@@ -1,6 +1,6 @@
 """The scheduler side: decides what is loaded and stored, in vLLM's scheduler process, on its main thread."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from lmcache_rs._core import Index, KeySpace
@@ -70,10 +70,6 @@ class SchedulerSide:
         self._step = 0
         self._closed = False
         self.worker_nearby: Nearby | None = None
-
-    def table(self, per_group: Sequence[Sequence[int]]) -> list[int]:
-        """VLLM's block tables, one for each cache group, as the one that the other methods take."""
-        return self.groups.table(per_group)
 
     def bind_block_pool(self, pool: Any) -> None:
         """Take vLLM's block pool; stores need it to keep their source blocks."""

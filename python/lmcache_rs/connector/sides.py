@@ -87,13 +87,8 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
     try:
         pool_bytes = config.max_local_cpu_bytes if config.local_cpu else 0
         device = api.device_type()
-        geometry = inspect(
-            vllm_config,
-            kv_cache_config,
-            device,
-            pool_bytes,
-            fails_requests=api.KVConnectorTransferResults is not None,
-        )
+        fails_requests = api.KVConnectorTransferResults is not None
+        geometry = inspect(vllm_config, kv_cache_config, device, pool_bytes, fails_requests=fails_requests)
         sides = Sides(config, geometry, is_scheduler)
         if is_scheduler:
             api.make_block_hashes_repeatable()

@@ -99,8 +99,13 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
             return self._worker.take_bad_blocks()
         except BaseException as error:
             self._barrier.report("get_block_ids_with_load_errors", error)
-            orders = self._orders() or StepOrders()
-            return self._worker.bad_blocks | orders.blocks_of_synchronous_loads()
+            return self._doubtful_blocks()
+
+    @guard(set)
+    def _doubtful_blocks(self) -> set[int]:
+        orders = self._orders() or StepOrders()
+        bad = self._worker.bad_blocks if self._worker is not None else set()
+        return bad | orders.blocks_of_synchronous_loads()
 
     @guard(lambda: None)
     def build_connector_worker_meta(self) -> Any:
@@ -135,12 +140,12 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Blocks are allocated for what was answered last."""
         if self._scheduler is not None:
-            table = self._scheduler.table(blocks.get_block_ids())
+            table = self._scheduler.groups.table(blocks.get_block_ids())
             self._scheduler.admit(request, table, num_external_tokens)
 
     def _break_promise(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if self._scheduler is not None:
-            table = self._scheduler.table(blocks.get_block_ids())
+            table = self._scheduler.groups.table(blocks.get_block_ids())
             self._scheduler.break_promise(request.request_id, table, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
@@ -198,7 +203,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     ) -> tuple[bool, dict[str, Any] | None]:
         """As `request_finished`, with a block table for each cache group."""
         if self._scheduler is not None:
-            self._scheduler.finish_request(request, self._scheduler.table(block_ids))
+            self._scheduler.finish_request(request, self._scheduler.groups.table(block_ids))
         return False, None
 
     @guard(lambda: False)

@@ -199,6 +199,20 @@ fn a_child_is_seen_only_with_its_parent_and_goes_with_it() {
 }
 
 #[test]
+fn a_hole_in_a_prefix_is_never_seen() {
+    fn store_middle(world: &World) {
+        world.store(&[1, 2]);
+    }
+    fn store_end(world: &World) {
+        world.store(&[1, 2, 4]);
+    }
+    fn load_all(world: &World) {
+        world.load(&[1, 2, 4]);
+    }
+    check(3, store_a, &[store_middle, store_end, load_all]);
+}
+
+#[test]
 fn guards_end_once_whoever_ends_them() {
     loom::model(|| {
         let world = World::new(1);

@@ -129,6 +129,18 @@ fn a_lease_keeps_its_prefix_whatever_happens() {
 }
 
 #[test]
+fn block_hashes_are_keys_of_their_space() {
+    let index = Index::new(3).unwrap();
+    assert_eq!(index.rows().unwrap(), 3);
+    let (space, other) = (KeySpace::new("sha256", 0, &[]), KeySpace::new("sha256", 1, &[]));
+    let hashes: [&[u8]; 2] = [b"first", b"second"];
+    index.reserve(&Hashes { space: &space, hashes: &hashes }).unwrap().commit().unwrap();
+    assert_eq!(found(&index, &hashes.map(|hash| space.key(hash))), 2);
+    assert_eq!(index.lookup(&Hashes { space: &space, hashes: &hashes[..1] }).unwrap().blocks(), 1);
+    assert_eq!(index.lookup(&Hashes { space: &other, hashes: &hashes }).unwrap().blocks(), 0);
+}
+
+#[test]
 fn a_match_outlives_its_row_and_notices() {
     let index = Index::new(1).unwrap();
     let keys = long_chain(0, 1);

@@ -243,6 +243,19 @@ mod tests {
     }
 
     #[test]
+    fn without_a_driver_nothing_is_pinned_and_the_remedy_is_named() {
+        if crate::cuda_available() {
+            return;
+        }
+        let pool = HostPool::new(&config(1 << 20, 4_096)).expect("memory");
+        let error = pool.pin(0).expect_err("no driver");
+        assert_eq!(error.kind(), ErrorKind::Device);
+        assert!(error.to_string().contains("install NVIDIA's driver"), "{error}");
+        assert_eq!((pool.pinned_bytes(), pool.pin_error().expect("here")), (0, None));
+        assert!(pool.are_pinned_or_never_will(&[0]), "nobody pins it");
+    }
+
+    #[test]
     fn prefaulting_ends_and_is_counted() {
         let pool = HostPool::new(&HostPoolConfig { prefault_threads: 3, ..config(50 << 20, 1 << 20) })
             .expect("memory");

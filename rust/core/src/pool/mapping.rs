@@ -141,6 +141,19 @@ fn refused(len: usize, error: &io::Error) -> Error {
     )
 }
 
+/// Puts something into `range` that no page can be had for, as when the machine has no memory left.
+#[cfg(test)]
+pub(super) fn exhaust(base: NonNull<u8>, range: Range<usize>) {
+    // SAFETY: a part of the test's own mapping, which nobody writes, becomes that of an empty file.
+    unsafe {
+        let file = libc::memfd_create(c"empty".as_ptr(), 0);
+        let (start, flags) = (base.as_ptr().add(range.start).cast(), libc::MAP_SHARED | libc::MAP_FIXED);
+        let mapped = libc::mmap(start, range.len(), libc::PROT_READ | libc::PROT_WRITE, flags, file, 0);
+        assert_eq!(mapped, start);
+        libc::close(file);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

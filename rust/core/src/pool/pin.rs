@@ -172,6 +172,7 @@ impl Progress {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use super::super::mapping::exhaust;
     use super::*;
     use crate::cuda::fake::{Failing, Fake};
     use crate::{HostPool, HostPoolConfig};
@@ -249,6 +250,18 @@ mod tests {
             drop(pool);
             assert_eq!((fake.pinned(), fake.violations()), (vec![], vec![]));
         }
+    }
+
+    #[test]
+    fn memory_that_cannot_be_touched_is_not_pinned() {
+        let fake = Arc::new(Fake::new(1));
+        let pool = pool();
+        exhaust(pool.base(), 3 * ROW..4 * ROW);
+        pool.pin_with(fake.clone());
+        wait(&pool, |pool| pool.pin_error().expect("here").is_some());
+        let error = pool.pin_error().expect("here").expect("just seen");
+        assert!(error.contains("touching them"), "{error}");
+        assert_eq!((pool.pinned_bytes(), fake.pinned().len()), (3 * ROW, 1));
     }
 
     #[test]

@@ -156,7 +156,19 @@ fn is_transient(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mapping::exhaust;
     use super::*;
+
+    #[test]
+    fn memory_that_cannot_be_touched_is_told_of_and_ends_the_threads() {
+        let mapping = Arc::new(Mapping::new(2 * PIECE_BYTES, false).expect("address space"));
+        exhaust(mapping.base(), 0..mapping.len());
+        let prefault = Prefault::start(&mapping, 2);
+        assert!(!prefault.wait(Instant::now() + std::time::Duration::from_secs(60)));
+        assert_eq!((prefault.touched_bytes(), prefault.progress.state.lock().running), (0, 0));
+        let error = prefault.error().expect("an error");
+        assert!(error.starts_with("touching bytes "), "{error}");
+    }
 
     #[test]
     fn dropping_stops_the_threads() {

@@ -5,6 +5,11 @@
 
 #[cfg(any(feature = "loom", feature = "shuttle"))]
 mod model;
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules;
+
+#[cfg(all(test, feature = "shuttle"))]
+pub(crate) use self::schedules::try_schedules;
 
 #[cfg(any(feature = "loom", feature = "shuttle"))]
 pub(crate) use self::model::{Condvar, Mutex, MutexGuard, atomic, thread};

@@ -104,22 +104,17 @@ impl Condvar {
     pub(crate) fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, _: Instant) -> WaitTimeoutResult {
         let times_out = may_time_out();
         if times_out {
-            Self::let_others_run(guard)
+            let_others_run(guard);
         } else {
-            self.wait(guard)
+            self.wait(guard);
         }
         WaitTimeoutResult(times_out)
     }
 
     /// A short wait, of who looks again and again: nobody need notify.
+    #[expect(clippy::unused_self, reason = "the interface is parking_lot's")]
     pub(crate) fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _: Duration) {
-        Self::let_others_run(guard);
-    }
-
-    fn let_others_run<T>(guard: &mut MutexGuard<'_, T>) {
-        guard.held = None;
-        thread::yield_now();
-        guard.held = Some(lock(guard.mutex));
+        let_others_run(guard);
     }
 
     pub(crate) fn notify_one(&self) -> bool {
@@ -131,6 +126,12 @@ impl Condvar {
         self.0.notify_all();
         1
     }
+}
+
+fn let_others_run<T>(guard: &mut MutexGuard<'_, T>) {
+    guard.held = None;
+    thread::yield_now();
+    guard.held = Some(lock(guard.mutex));
 }
 
 /// loom tries every choice of its own only; there limits are never reached.

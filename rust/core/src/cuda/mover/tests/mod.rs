@@ -5,3 +5,5 @@ mod life;
 mod order;
 mod random;
 mod rig;
+#[cfg(feature = "shuttle")]
+mod schedules;

@@ -1,23 +1,18 @@
-//! The whole engine (index, pool, copy threads) under random schedules: clients store, load, remove and give up.
-//!
-//! CI tries a few thousand schedules; with `LMCACHE_SOAK_SECONDS` as many as the time allows. A schedule that fails is
-//! printed, to be replayed with `shuttle::replay`; `LMCACHE_SOAK_SEED` chooses the first.
-
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+//! The whole engine (index, pool, copy threads): clients store, load, remove and give up.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lmcache_core::{
-    Direction, ErrorKind, HostPool, HostPoolConfig, Index, Key, KeySpace, KvLayers, Layer, Mover,
-};
 use shuttle::rand::{Rng, thread_rng};
-use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::sync::Mutex;
-use shuttle::{Config, MaxSteps, Runner, thread};
+use shuttle::thread;
+
+use super::try_schedules;
+use crate::{
+    Direction, ErrorKind, HostPool, HostPoolConfig, Index, Key, KeySpace, KvLayers, Layer, Mover, Result,
+};
 
 const ROWS: usize = 6;
 const CLIENTS: usize = 3;
@@ -56,10 +51,12 @@ struct World {
     kv: Arc<Kv>,
     /// Ended jobs that their client has not asked for yet.
     ended: Arc<Mutex<HashMap<u64, bool>>>,
+    /// Somebody closes the mover; otherwise no copy may fail.
+    closes: bool,
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(closes: bool) -> Self {
         let memory = || (0..CLIENTS * BLOCKS).map(|_| UnsafeCell::new(0)).collect();
         let kv = Arc::new(Kv([memory(), memory()]));
         let layer = |memory: &Vec<UnsafeCell<u64>>| Layer {
@@ -74,15 +71,23 @@ impl World {
             HostPoolConfig { size_bytes: ROWS * 4096, row_bytes: 16, prefault_threads: 0, huge_pages: false };
         let mover = Mover::new(HostPool::new(&config).unwrap(), Arc::new(layers), 2).unwrap();
         let index = Index::new(ROWS).unwrap();
-        Self { index, mover: Arc::new(mover), kv, ended: Arc::default() }
+        Self { index, mover: Arc::new(mover), kv, ended: Arc::default(), closes }
+    }
+
+    /// Whether a call was carried out: refused, or given up with what was not begun, it is when the mover closes only.
+    fn is_done(&self, result: Result<()>) -> bool {
+        let kind = result.err().map(|error| error.kind());
+        let closed = matches!(kind, Some(ErrorKind::Closed | ErrorKind::Internal));
+        assert!(kind.is_none() || (self.closes && closed), "{kind:?}");
+        kind.is_none()
     }
 
     /// Copies now or in the background, as chance has it. Whether it was done; either way nothing of it runs any more.
     fn copy(&self, direction: Direction, job: u64, rows: &[u32], blocks: &[u32]) -> bool {
         if thread_rng().gen_bool(0.3) {
-            return done_or_closed(self.mover.copy(direction, rows, blocks).map(drop));
+            return self.is_done(self.mover.copy(direction, rows, blocks).map(drop));
         }
-        if !done_or_closed(self.mover.submit(direction, job, rows, blocks)) {
+        if !self.is_done(self.mover.submit(direction, job, rows, blocks)) {
             return false;
         }
         loop {
@@ -90,6 +95,7 @@ impl World {
                 let mut ended = self.ended.lock().unwrap();
                 ended.extend(outcomes.into_iter().map(|outcome| (outcome.job, outcome.bytes.is_ok())));
                 if let Some(done) = ended.remove(&job) {
+                    assert!(done || self.closes, "job {job} failed");
                     return done;
                 }
             } else {
@@ -100,10 +106,6 @@ impl World {
             thread::yield_now();
         }
     }
-}
-
-fn done_or_closed(result: lmcache_core::Result<()>) -> bool {
-    result.inspect_err(|error| assert_eq!(error.kind(), ErrorKind::Closed)).is_ok()
 }
 
 /// Two chains with a common start; the number of a block is the same wherever it is.
@@ -152,7 +154,7 @@ fn load(world: &World, job: u64, first_block: u32) {
 
 /// What the clients do, with somebody who closes the mover under them or not.
 fn life(closes: bool) {
-    let world = World::new();
+    let world = World::new(closes);
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| {
             let world = world.clone();
@@ -161,9 +163,9 @@ fn life(closes: bool) {
                 for round in 0..ROUNDS {
                     let job = (client * ROUNDS + round) as u64;
                     if thread_rng().gen_bool(0.5) {
-                        store(&world, job, first_block)
+                        store(&world, job, first_block);
                     } else {
-                        load(&world, job, first_block)
+                        load(&world, job, first_block);
                     }
                 }
             })
@@ -180,45 +182,6 @@ fn life(closes: bool) {
     assert_eq!((stats.leases, stats.reserved, stats.leaving), (0, 0, 0));
     assert_eq!(stats.free + stats.visible, ROWS as u64);
     assert_eq!(stats.counters.mismatches, 0);
-}
-
-/// Counts the steps that it chooses.
-struct Counting(RandomScheduler, Arc<AtomicU64>);
-
-impl Scheduler for Counting {
-    fn new_execution(&mut self) -> Option<Schedule> {
-        self.0.new_execution()
-    }
-
-    fn next_task(&mut self, tasks: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.next_task(tasks, current, is_yielding)
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        self.0.next_u64()
-    }
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|value| value.parse().ok())
-}
-
-fn try_schedules(name: &str, in_ci: usize, body: fn()) {
-    let seconds = number("LMCACHE_SOAK_SECONDS");
-    let steps = Arc::new(AtomicU64::new(0));
-    let schedules = if seconds.is_some() { usize::MAX } else { in_ci };
-    let seed = number("LMCACHE_SOAK_SEED").unwrap_or(0);
-    let mut config = Config::new();
-    config.silence_warnings = true;
-    config.max_time = seconds.map(Duration::from_secs);
-    config.max_steps = MaxSteps::FailAfter(1_000_000);
-    Runner::new(Counting(RandomScheduler::new_from_seed(seed, schedules), Arc::clone(&steps)), config)
-        .run(body);
-    #[expect(clippy::print_stdout, reason = "`make soak` reads it")]
-    {
-        println!("soak: {name}: {} steps", steps.load(Ordering::Relaxed));
-    }
 }
 
 #[test]
