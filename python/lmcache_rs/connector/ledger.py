@@ -145,18 +145,19 @@ class Ledger:
         Loads come first: a store of their step or later may have read what a failed one left behind. It waits for the
         load's answer, which may come later: those of a worker nearby overtake what is in a step's output.
         """
-        for job_id, result in acks.jobs.items():
+        while acks.jobs:  # taken out one by one: what failed half-way may be taken in again
+            job_id, result = acks.jobs.popitem()
             job = self._loads.get(job_id) or self._stores.get(job_id)
             if job is not None:
                 self._survives("acknowledge", partial(job.result.merge, result))
-        for job_id in acks.jobs:
-            load = self._loads.get(job_id)
-            if load is not None and load.result.ranks >= self._ranks:
+        for load in list(self._loads.values()):
+            if load.result.ranks >= self._ranks:
                 self._close_load(load)
         for store in list(self._stores.values()):
             if store.result.ranks >= self._ranks and not self._may_become_void(store):
                 self._close_store(store)
-        slots = self._index.rows if acks.rows is None else acks.rows // self._rows_per_slot
+        rows, acks.rows = acks.rows, None
+        slots = self._index.rows if rows is None else rows // self._rows_per_slot
         if slots < self._index.rows:
             logger.warning("a worker has room for %d blocks only, %d were planned", slots, self._index.rows)
             self._index.shrink(slots)

@@ -10,6 +10,7 @@ from lmcache_rs.connector.barrier import Barrier, is_survivable
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.identity import UnnameableError, identity
+from lmcache_rs.connector.late import LateAcks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, TailHash
 from lmcache_rs.connector.nearby import Nearby
@@ -66,7 +67,7 @@ class SchedulerSide:
         self._records: dict[str, Record] = {}
         self._storing: dict[str, Record] = {}
         self._late_stores: list[StoreOrder] = []
-        self._late_acks: list[WorkerAcks] = []
+        self._late_acks = LateAcks(self.acknowledge)
         self._step = 0
         self._closed = False
         self.worker_nearby: Nearby | None = None
@@ -155,8 +156,7 @@ class SchedulerSide:
         late = len(orders.stores)
         try:
             orders.idle = not scheduled.num_scheduled_tokens
-            while self._late_acks:
-                self.acknowledge(self._late_acks.pop(0))
+            self._late_acks.retry()
             if self.worker_nearby is not None:
                 self._ask_nearby()
                 self.worker_nearby.start_loads(orders)
@@ -229,7 +229,7 @@ class SchedulerSide:
 
     def acknowledge_later(self, acks: WorkerAcks) -> None:
         """Take these answers with the next step: the hook that brought them failed."""
-        self._late_acks.append(acks)
+        self._late_acks.keep(acks)
 
     def received(self, request_ids: Iterable[str]) -> None:
         """VLLM was told that these requests' loads have ended."""
@@ -243,7 +243,7 @@ class SchedulerSide:
 
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""
-        return bool(self._late_stores or self._late_acks) or self._ledger.busy
+        return bool(self._late_stores) or self._ledger.busy
 
     def frees_blocks_soon(self) -> bool:
         """Whether held blocks will come back without a preemption."""
