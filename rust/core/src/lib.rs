@@ -7,6 +7,7 @@ mod evict;
 mod index;
 mod key;
 mod pool;
+mod tier;
 
 pub use copy::{Direction, KvLayers, Layer, Mover, Outcome};
 pub use cuda::{GpuLayer, GpuMover, GpuMoverConfig, Staging, Streams, cuda_available};
@@ -14,3 +15,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use index::{Chain, Counters, Hashes, Index, Lease, Match, Reservation, Stats};
 pub use key::{Key, KeySpace, TokenHashes, hash_tokens};
 pub use pool::{HostPool, HostPoolConfig, pool_rows};
+pub use tier::{
+    Chunk, Counted, DiskConfig, DiskDirectory, DiskTier, Ended, Namespace, Reason, Refusal, RowMemory, Seal,
+    Segment, Space, Stored, Tier, TierCounters, TierOutcome, TierQueue, TierQueueConfig,
+};
