@@ -53,6 +53,7 @@ fn chunk(pool: &HostPool, name: u64) -> Chunk {
     Chunk { key, position: 0, memory }
 }
 
+#[expect(clippy::mut_from_ref, reason = "used by one thread, one at a time")]
 fn bytes(pool: &HostPool) -> &mut [u8] {
     // SAFETY: the whole mapping; nobody uses two of these, or one while a tier works on the pool.
     unsafe { std::slice::from_raw_parts_mut(pool.base().as_ptr(), pool.size_bytes()) }
@@ -71,16 +72,19 @@ fn fill(pool: &HostPool, name: u64) {
 fn child() {
     let Ok(directory) = env::var(DIRECTORY_VARIABLE) else { return };
     let (tier, pool) = (tier(Path::new(&directory)), pool());
+    let mut output = std::io::stdout();
+    let mut tell = |text: String| {
+        writeln!(output, "{text}").and_then(|()| output.flush()).expect("a pipe");
+    };
     // Ends what the test harness has begun to write.
-    println!();
+    tell(String::new());
     for name in (0..NAMES).cycle() {
         fill(&pool, name);
-        match tier.put(&chunk(&pool, name)) {
-            Ok(Stored::Written(_)) => println!("stored {name}"),
-            Ok(Stored::Present) => println!("present {name}"),
-            Err(refusal) => println!("refused {refusal}"),
-        }
-        std::io::stdout().flush().expect("a pipe");
+        tell(match tier.put(&chunk(&pool, name)) {
+            Ok(Stored::Written(_)) => format!("stored {name}"),
+            Ok(Stored::Present) => format!("present {name}"),
+            Err(refusal) => format!("refused {refusal}"),
+        });
     }
 }
 
