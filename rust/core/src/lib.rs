@@ -16,6 +16,7 @@ pub use index::{Chain, Counters, Hashes, Index, Lease, Match, Reservation, Stats
 pub use key::{Key, KeySpace, TokenHashes, hash_tokens};
 pub use pool::{HostPool, HostPoolConfig, pool_rows};
 pub use tier::{
-    Chunk, Counted, DiskConfig, DiskDirectory, DiskTier, Ended, Namespace, Reason, Refusal, RowMemory, Seal,
-    Segment, Space, Stored, Tier, TierCounters, TierOutcome, TierQueue, TierQueueConfig,
+    Chunk, Counted, DiskConfig, DiskDirectory, DiskTier, Ended, Namespace, Reason, RedisConfig, RedisTier,
+    Refusal, RowMemory, Seal, Segment, Space, Stored, Tier, TierCounters, TierOutcome, TierQueue,
+    TierQueueConfig,
 };

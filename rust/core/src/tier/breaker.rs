@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::space::random;
 use super::{Reason, Refusal};
 
 /// Faults in a row after which a medium rests.
 const FAULTS_MAX: u32 = 3;
 
-/// For how long it rests. Then one attempt shows whether it is well.
+/// For how long it rests, at most. Then one attempt shows whether it is well.
 pub(super) const REST: Duration = Duration::from_secs(5);
 
 /// Lets attempts through, or not.
@@ -50,19 +51,25 @@ impl Breaker {
             return Err(Refusal::new(Reason::Paused, state.cause.clone()));
         }
         // The others rest on while this one tries.
-        state.rests_until = Some(now + self.rest);
+        state.rests_until = Some(now + jittered(self.rest));
         Ok(())
     }
 
     fn fault(&self, refusal: &Refusal) {
         let mut state = self.state.lock();
         state.faults = state.faults.saturating_add(1);
-        // A full medium does not get emptier by the next attempt.
-        if state.faults >= FAULTS_MAX || refusal.reason == Reason::NoSpace {
-            state.rests_until = Some(Instant::now() + self.rest);
+        // A full medium does not get emptier by the next attempt, and one that hangs costs a long wait each time.
+        if state.faults >= FAULTS_MAX || matches!(refusal.reason, Reason::NoSpace | Reason::Late) {
+            state.rests_until = Some(Instant::now() + jittered(self.rest));
             state.cause.clone_from(&refusal.cause);
         }
     }
+}
+
+/// Half of `rest` to all of it, so that many processes do not come back at the same moment.
+fn jittered(rest: Duration) -> Duration {
+    let [byte] = random::<1>().unwrap_or_default();
+    rest.mul_f64(0.5 + f64::from(byte) / 512.0)
 }
 
 #[cfg(test)]
@@ -90,10 +97,19 @@ mod tests {
     }
 
     #[test]
-    fn a_full_medium_rests_at_once() {
-        let breaker = Breaker::new(HOUR);
-        assert_eq!(attempt(&breaker, Some(Reason::NoSpace)), Err(Reason::NoSpace));
-        assert_eq!(attempt(&breaker, None), Err(Reason::Paused));
+    fn a_full_or_hanging_medium_rests_at_once() {
+        for reason in [Reason::NoSpace, Reason::Late] {
+            let breaker = Breaker::new(HOUR);
+            assert_eq!(attempt(&breaker, Some(reason)), Err(reason));
+            assert_eq!(attempt(&breaker, None), Err(Reason::Paused));
+        }
+    }
+
+    #[test]
+    fn rests_differ_and_end() {
+        let rests: Vec<Duration> = (0..50).map(|_| jittered(HOUR)).collect();
+        assert!(rests.iter().all(|&rest| rest >= HOUR / 2 && rest <= HOUR), "{rests:?}");
+        assert!(rests.iter().any(|rest| rest != &rests[0]), "{rests:?}");
     }
 
     #[test]

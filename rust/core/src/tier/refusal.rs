@@ -49,7 +49,7 @@ reasons! {
     Full = "queue_full",
     /// The same value is being stored.
     InFlight = "in_flight",
-    /// It was not begun in time.
+    /// It was not begun, or not answered, in time.
     Late = "late",
     /// An earlier chunk of the same load was a miss.
     Broken = "prefix_broken",
@@ -88,7 +88,7 @@ impl Refusal {
 
     /// Whether the medium is to blame, and the next attempt will likely fail too.
     pub(super) fn is_fault(&self) -> bool {
-        matches!(self.reason, Reason::Io | Reason::NoSpace | Reason::Denied | Reason::Locked)
+        matches!(self.reason, Reason::Io | Reason::NoSpace | Reason::Denied | Reason::Locked | Reason::Late)
     }
 }
 

@@ -25,9 +25,9 @@ impl Rows {
     pub(crate) fn fill(&self, rows: &[u32], seed: u64) {
         let mut state = seed ^ 0x5851_f42d_4c95_7f2d;
         for &row in rows {
-            for byte in self.bytes(row) {
+            for word in self.bytes(row).chunks_exact_mut(8) {
                 state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-                *byte = state.to_be_bytes()[0];
+                word.copy_from_slice(&state.to_be_bytes());
             }
         }
     }
