@@ -34,7 +34,7 @@ impl Rows {
 
     /// The bytes of `rows`, in their order.
     pub(crate) fn read(&self, rows: &[u32]) -> Vec<u8> {
-        rows.iter().flat_map(|&row| self.bytes(row).to_vec()).collect()
+        rows.iter().map(|&row| &*self.bytes(row)).collect::<Vec<&[u8]>>().concat()
     }
 
     #[expect(clippy::mut_from_ref, reason = "rows of a test are used by its one thread")]

@@ -55,8 +55,8 @@ impl Scene {
     }
 }
 
-/// Runs `act` with its n-th call failing, for each n until all succeed.
-fn for_every_call(act: impl Fn(&Scene) -> Result<(), Refusal>) {
+/// Runs `act` with its n-th call failing, for each n until all succeed. `undone` says that one failure leaves no trace.
+fn for_every_call(undone: bool, act: impl Fn(&Scene) -> Result<(), Refusal>) {
     for lasts in [false, true] {
         for error in ERRORS {
             let mut n = 0;
@@ -67,6 +67,11 @@ fn for_every_call(act: impl Fn(&Scene) -> Result<(), Refusal>) {
                 let ended = act(&scene);
                 let had_failed = scene.medium.files.faults.end();
                 if let Err(refusal) = &ended {
+                    let (usage, bytes) = (scene.medium.usage(), scene.medium.bytes());
+                    assert!(
+                        lasts || !undone || usage == Some(bytes),
+                        "{what}: what was begun is undone: {usage:?}, {bytes}"
+                    );
                     assert!(had_failed, "{what}: {refusal} for no reason");
                     assert_ne!(refusal.reason, Reason::Internal, "{what}");
                 }
@@ -87,12 +92,12 @@ fn for_every_call(act: impl Fn(&Scene) -> Result<(), Refusal>) {
 
 #[test]
 fn of_a_store() {
-    for_every_call(|scene| scene.put(2).map(drop));
+    for_every_call(true, |scene| scene.put(2).map(drop));
 }
 
 #[test]
 fn of_a_store_that_evicts() {
-    for_every_call(|scene| {
+    for_every_call(false, |scene| {
         scene.put(2)?;
         scene.put(3)?;
         scene.put(4).map(drop)
@@ -101,7 +106,7 @@ fn of_a_store_that_evicts() {
 
 #[test]
 fn of_a_load() {
-    for_every_call(|scene| {
+    for_every_call(true, |scene| {
         let ended = scene.get(1);
         // What was read in part is no sign of a bad file.
         assert!(!ended.as_ref().is_err_and(|r| r.reason == Reason::Corrupt), "{ended:?}");
@@ -111,7 +116,7 @@ fn of_a_load() {
 
 #[test]
 fn of_a_reset() {
-    for_every_call(|scene| {
+    for_every_call(true, |scene| {
         let ended = scene.tier.reset();
         let keys = [scene.rows.chunk(1, &[0]).key];
         if ended.is_ok() {

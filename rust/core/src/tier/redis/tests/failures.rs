@@ -116,7 +116,7 @@ fn a_server_that_evicts_by_itself_costs_misses() {
     let rows = Rows::new(6, 3 << 20);
     let tier = tier(space("a"), &config(server.url()));
     let (mut found, mut missed) = (0, 0);
-    for round in 0..40 {
+    for round in 0..16 {
         let name = round * 7 % 5;
         rows.fill(&[0, 1, 2], name);
         let expected = rows.read(&[0, 1, 2]);

@@ -52,7 +52,7 @@ impl Rig for RedisRig {
     fn read(&self, name: &str) -> Vec<u8> {
         let parts = self.parts(name);
         let names = std::iter::once(name).chain(parts.iter().map(String::as_str));
-        names.flat_map(|name| self.0.get(name).expect("there")).collect()
+        names.map(|name| self.0.get(name).expect("there")).collect::<Vec<_>>().concat()
     }
 
     fn write(&self, name: &str, bytes: &[u8]) {
