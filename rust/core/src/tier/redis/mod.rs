@@ -123,12 +123,14 @@ impl RedisTier {
         format!("{home}{generation}:{{{key}}}:{rank}:{part}")
     }
 
-    /// Sends the `count` commands that `commands` makes for the present generation, in one round trip with the
-    /// question which one that is. None where nobody stored anything.
+    /// Sends the commands that `commands` makes for the present generation, in one round trip with the question which
+    /// one that is. Returns the first `count` replies; `parts` more, of a value each, are for the caller to read.
+    /// None where nobody stored anything.
     fn ask(
         &self,
         connection: &mut Connection,
         count: usize,
+        parts: usize,
         commands: impl Fn(Generation, &mut Vec<u8>),
     ) -> std::result::Result<Option<(Generation, Vec<Reply>)>, Fault> {
         for _ in 0..ROUNDS_MAX {
@@ -138,8 +140,8 @@ impl RedisTier {
             if let Some(known) = known {
                 commands(known, &mut text);
             }
-            let count = if known.is_some() { count } else { 0 };
-            connection.send(&text, 1 + count)?;
+            let (count, parts) = if known.is_some() { (count, parts) } else { (0, 0) };
+            connection.send(&text, 1 + count + parts)?;
             let present = match connection.reply()? {
                 Reply::Bulk(record) => record.and_then(|record| decode_record(&self.space, &record)),
                 other => return Err(unexpected(other)),
@@ -147,10 +149,12 @@ impl RedisTier {
             let replies: std::io::Result<Vec<Reply>> = (0..count).map(|_| connection.reply()).collect();
             let replies = replies?;
             *self.generation.lock() = present;
-            match (known, present) {
-                (_, None) => return Ok(None),
-                (Some(known), Some(present)) if known == present => return Ok(Some((present, replies))),
-                _ => {}
+            if let Some(present) = present.filter(|&present| known == Some(present)) {
+                return Ok(Some((present, replies)));
+            }
+            skip_parts(connection, parts)?;
+            if present.is_none() {
+                return Ok(None);
             }
         }
         Err(Fault::Refused(Refusal::new(Reason::Io, "the namespace is reset all the time")))
@@ -161,10 +165,10 @@ impl RedisTier {
         let exists = |generation, commands: &mut Vec<u8>| {
             command(commands, &[b"EXISTS", header_name(generation).as_bytes()]);
         };
-        let mut asked = self.ask(connection, 1, exists)?;
+        let mut asked = self.ask(connection, 1, 0, exists)?;
         if asked.is_none() {
             self.write_record(connection, false)?;
-            asked = self.ask(connection, 1, exists)?;
+            asked = self.ask(connection, 1, 0, exists)?;
         }
         match asked.ok_or(Reason::Io)? {
             (_, replies) if replies == [Reply::Integer(1)] => Ok(Stored::Present),
@@ -232,11 +236,30 @@ impl RedisTier {
 
     fn get_on(&self, connection: &mut Connection, chunk: &Chunk) -> std::result::Result<(), Fault> {
         let name = |generation, part| self.part_name(generation, &chunk.key, self.space.rank, part);
-        let asked = self.ask(connection, 1, |generation, commands| {
-            command(commands, &[b"GET", name(generation, 0).as_bytes()]);
+        let ahead = parts_of(chunk).min(PARTS_AHEAD);
+        let asked = self.ask(connection, 1, ahead, |generation, commands| {
+            (0..=ahead).for_each(|part| command(commands, &[b"GET", name(generation, part).as_bytes()]));
         })?;
         let (generation, mut replies) = asked.ok_or(Reason::Absent)?;
-        let bytes = match replies.pop() {
+        let promised = match self.verify_header(replies.pop(), generation, chunk) {
+            Ok(promised) => promised,
+            Err(fault) => {
+                skip_parts(connection, ahead)?;
+                return Err(fault);
+            }
+        };
+        let sum = self.read_parts(connection, chunk, ahead, |part| name(generation, part))?;
+        if sum == promised { Ok(()) } else { Err(Reason::Corrupt.into()) }
+    }
+
+    /// The payload's checksum that the header in `reply` promises.
+    fn verify_header(
+        &self,
+        reply: Option<Reply>,
+        generation: Generation,
+        chunk: &Chunk,
+    ) -> std::result::Result<[u8; 32], Fault> {
+        let bytes = match reply {
             Some(Reply::Bulk(Some(bytes))) => bytes,
             Some(Reply::Bulk(None)) => return Err(Reason::Absent.into()),
             Some(other) => return Err(unexpected(other)),
@@ -244,21 +267,19 @@ impl RedisTier {
         };
         let expected = Header::new(&self.space, generation, chunk);
         let header = Header(bytes.try_into().map_err(|_| Reason::Truncated)?);
-        let promised = header.verify(&self.space, &expected)?;
-        let sum = self.read_parts(connection, chunk, |part| name(generation, part))?;
-        if sum == promised { Ok(()) } else { Err(Reason::Corrupt.into()) }
+        Ok(header.verify(&self.space, &expected)?)
     }
 
-    /// Reads the payload. Returns its checksum.
+    /// Reads the payload, whose first `asked` parts are on their way. Returns its checksum.
     fn read_parts(
         &self,
         connection: &mut Connection,
         chunk: &Chunk,
+        mut asked: usize,
         name: impl Fn(usize) -> String,
     ) -> std::result::Result<[u8; 32], Fault> {
-        let parts = chunk.memory.bytes().div_ceil(PART_BYTES);
+        let parts = parts_of(chunk);
         let (mut cursor, mut sum) = (Cursor::new(&chunk.memory), self.space.seal.start());
-        let mut asked = 0;
         for part in 0..parts {
             let mut text = Vec::new();
             let until = parts.min(part + PARTS_AHEAD);
@@ -322,6 +343,14 @@ impl RedisTier {
     }
 }
 
+fn parts_of(chunk: &Chunk) -> usize {
+    chunk.memory.bytes().div_ceil(PART_BYTES)
+}
+
+fn skip_parts(connection: &mut Connection, count: usize) -> std::io::Result<()> {
+    (0..count).try_for_each(|_| connection.skip(PART_BYTES))
+}
+
 impl Tier for RedisTier {
     fn put(&self, chunk: &Chunk) -> std::result::Result<Stored, Refusal> {
         self.run(|connection| self.put_on(connection, chunk))
@@ -340,7 +369,7 @@ impl Tier for RedisTier {
     fn present(&self, keys: &[Key]) -> std::result::Result<Vec<bool>, Refusal> {
         let ranks = i64::from(self.space.ranks);
         self.run(|connection| {
-            let asked = self.ask(connection, keys.len(), |generation, commands| {
+            let asked = self.ask(connection, keys.len(), 0, |generation, commands| {
                 for key in keys {
                     let names = (0..self.space.ranks).map(|rank| self.part_name(generation, key, rank, 0));
                     let names: Vec<String> = names.collect();

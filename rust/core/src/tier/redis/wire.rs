@@ -180,6 +180,29 @@ impl Connection {
         Ok(Part::Read)
     }
 
+    /// The next reply, of which nothing is wanted: a value of at most `bytes_max`, or no value.
+    pub(super) fn skip(&mut self, bytes_max: usize) -> io::Result<()> {
+        let line = self.line()?;
+        let length = line.strip_prefix('$').map(str::parse::<usize>);
+        if let Some(Ok(length)) = length {
+            if length > bytes_max {
+                return Err(nonsense(&format!("a value of {length} bytes")));
+            }
+            let mut left = length;
+            while left > 0 {
+                if self.begin == self.end {
+                    self.fill()?;
+                }
+                let skipped = left.min(self.end - self.begin);
+                self.begin += skipped;
+                left -= skipped;
+            }
+            self.end_of_bulk()?;
+        }
+        self.expected = self.expected.saturating_sub(1);
+        Ok(())
+    }
+
     fn element(&mut self, may_be_array: bool) -> io::Result<Reply> {
         let line = self.line()?;
         let (kind, rest) = line.split_at_checked(1).ok_or_else(|| nonsense("an empty line"))?;
