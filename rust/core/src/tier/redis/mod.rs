@@ -2,6 +2,7 @@
 
 mod cursor;
 mod servers;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod url;
@@ -39,7 +40,8 @@ const ROUNDS_MAX: usize = 4;
 /// How a Redis tier is made.
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// `redis://[[user]:password@]host[:port][/database]` (also written `resp` or `valkey`),
+    /// `redis://[[user]:password@]host[:port][/database]` (also written `resp` or `valkey`), `rediss://` the same over
+    /// TLS (`?ssl_ca_certs=` a file of certificates to trust, else the system's),
     /// `unix://[[user]:password@]/path[?db=database]` or
     /// `redis-sentinel://[[user]:password@]host[:port][,…][/master[/database]]`.
     pub url: String,
@@ -91,7 +93,7 @@ impl RedisTier {
         let timeout = config.timeout.max(Duration::from_millis(1));
         Ok(Self {
             space,
-            servers: Servers::new(target, timeout),
+            servers: Servers::new(target, timeout)?,
             breaker: Breaker::new(rest),
             home: format!("{}lmcache_rs:1:{}:", config.prefix, hex(space.namespace.as_bytes())),
             ttl: config.ttl.map(|ttl| ttl.as_millis().max(1).to_string()),

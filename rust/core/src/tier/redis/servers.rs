@@ -1,12 +1,16 @@
 //! Connections to the Redis of a target: made, logged in, kept for the next caller.
 
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustls::ClientConfig;
 
+use super::stream::{Stream, tls_config};
 use super::url::{Address, Route, Target};
 use super::wire::{Connection, Reply, command};
+use crate::Result;
 use crate::tier::{Reason, Refusal};
 
 /// What a server that is there needs to take a connection.
@@ -16,6 +20,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Servers {
     target: Target,
+    tls: Option<Arc<ClientConfig>>,
     limit: Duration,
     idle: Mutex<Vec<Connection>>,
 }
@@ -42,12 +47,19 @@ impl From<Reason> for Fault {
 }
 
 impl Servers {
-    pub(super) fn new(target: Target, limit: Duration) -> Self {
-        Self { target, limit, idle: Mutex::default() }
+    pub(super) fn new(target: Target, limit: Duration) -> Result<Self> {
+        let tls = match &target.route {
+            Route::Tls(_, authorities) => Some(tls_config(authorities.as_deref())?),
+            _ => None,
+        };
+        Ok(Self { target, tls, limit, idle: Mutex::default() })
     }
 
     /// Runs `work` on a connection of its own. If that was kept and has died meanwhile, `work` runs once more.
-    pub(super) fn run<T>(&self, work: impl Fn(&mut Connection) -> Result<T, Fault>) -> Result<T, Refusal> {
+    pub(super) fn run<T>(
+        &self,
+        work: impl Fn(&mut Connection) -> std::result::Result<T, Fault>,
+    ) -> std::result::Result<T, Refusal> {
         let kept = self.idle.lock().pop();
         if let Some(connection) = kept {
             match self.run_on(connection, &work) {
@@ -65,8 +77,8 @@ impl Servers {
     fn run_on<T>(
         &self,
         mut connection: Connection,
-        work: impl Fn(&mut Connection) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+        work: impl Fn(&mut Connection) -> std::result::Result<T, Fault>,
+    ) -> std::result::Result<T, Fault> {
         connection.limit(self.limit)?;
         let ended = work(&mut connection);
         if connection.is_clean() {
@@ -86,21 +98,24 @@ impl Servers {
         }
     }
 
-    fn connect(&self) -> Result<Connection, Fault> {
+    fn connect(&self) -> std::result::Result<Connection, Fault> {
         let limit = self.limit.min(CONNECT_LIMIT);
-        let mut connection = match &self.target.route {
-            Route::Tcp(address) => Connection::tcp(address, limit)?,
-            Route::Unix(path) => Connection::unix(path)?,
+        let stream = match &self.target.route {
+            Route::Tcp(address) | Route::Tls(address, _) => {
+                Stream::connect(address, self.tls.as_ref(), limit)?
+            }
+            Route::Unix(path) => Stream::unix(path)?,
             Route::Sentinel(sentinels, master) => {
-                Connection::tcp(&find_master(sentinels, master, limit)?, limit)?
+                Stream::connect(&find_master(sentinels, master, limit)?, None, limit)?
             }
         };
+        let mut connection = Connection::new(stream);
         connection.limit(limit)?;
         self.log_in(&mut connection)?;
         Ok(connection)
     }
 
-    fn log_in(&self, connection: &mut Connection) -> Result<(), Fault> {
+    fn log_in(&self, connection: &mut Connection) -> std::result::Result<(), Fault> {
         let Target { user, password, database, .. } = &self.target;
         let mut commands = Vec::new();
         let mut count = 0;
@@ -124,7 +139,7 @@ impl Servers {
 }
 
 /// The server that the first sentinel to answer names.
-fn find_master(sentinels: &[Address], master: &str, limit: Duration) -> Result<Address, Fault> {
+fn find_master(sentinels: &[Address], master: &str, limit: Duration) -> std::result::Result<Address, Fault> {
     let mut fault = Fault::from(Reason::Io);
     for sentinel in sentinels {
         match ask_sentinel(sentinel, master, limit) {
@@ -135,8 +150,8 @@ fn find_master(sentinels: &[Address], master: &str, limit: Duration) -> Result<A
     Err(fault)
 }
 
-fn ask_sentinel(sentinel: &Address, master: &str, limit: Duration) -> Result<Address, Fault> {
-    let mut connection = Connection::tcp(sentinel, limit)?;
+fn ask_sentinel(sentinel: &Address, master: &str, limit: Duration) -> std::result::Result<Address, Fault> {
+    let mut connection = Connection::new(Stream::connect(sentinel, None, limit)?);
     connection.limit(limit)?;
     let mut commands = Vec::new();
     command(&mut commands, &[b"SENTINEL", b"get-master-addr-by-name", master.as_bytes()]);
@@ -157,7 +172,7 @@ fn ask_sentinel(sentinel: &Address, master: &str, limit: Duration) -> Result<Add
 }
 
 /// Whether the server did what it was asked for.
-pub(super) fn expect_ok(reply: Reply) -> Result<(), Fault> {
+pub(super) fn expect_ok(reply: Reply) -> std::result::Result<(), Fault> {
     match reply {
         Reply::Simple(_) => Ok(()),
         other => Err(unexpected(other)),

@@ -17,6 +17,8 @@ pub(super) type Address = (String, u16);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Tcp(Address),
+    /// With the file of the certificates to trust, if not those of the system.
+    Tls(Address, Option<String>),
     Unix(String),
     /// By asking one of these for the server of that name.
     Sentinel(Vec<Address>, String),
@@ -55,12 +57,17 @@ impl Target {
             Some((user, password)) => (decode(user)?, decode(password)?),
             None => (None, decode(login)?),
         };
-        let mut database = query.split('&').find_map(|field| field.strip_prefix("db=")).unwrap_or("0");
+        let field = |name| query.split('&').find_map(|field| field.strip_prefix(name));
+        let mut database = field("db=").unwrap_or("0");
         let route = match scheme {
-            "redis" | "resp" | "valkey" => {
+            "redis" | "resp" | "valkey" | "rediss" => {
                 let (host, path) = place.split_once('/').unwrap_or((place, ""));
                 database = if path.is_empty() { database } else { path };
-                Route::Tcp(address(host, PORT)?)
+                let address = address(host, PORT)?;
+                match scheme {
+                    "rediss" => Route::Tls(address, decode(field("ssl_ca_certs=").unwrap_or_default())?),
+                    _ => Route::Tcp(address),
+                }
             }
             "unix" => Route::Unix(decode(place)?.ok_or_else(|| invalid("it names no socket"))?),
             "redis-sentinel" => {
@@ -72,7 +79,11 @@ impl Target {
                 let master = if master.is_empty() { MASTER } else { master };
                 Route::Sentinel(hosts?, master.to_owned())
             }
-            _ => return Err(invalid("its scheme is none of redis, resp, valkey, unix and redis-sentinel")),
+            _ => {
+                return Err(invalid(
+                    "its scheme is none of redis, resp, valkey, rediss, unix and redis-sentinel",
+                ));
+            }
         };
         let database = database.parse().map_err(|_| invalid("its database is no number"))?;
         Ok(Self { route, user, password, database })
@@ -136,6 +147,14 @@ mod tests {
             ("valkey://host:1/3", tcp("host", 1), None, None, 3),
             ("resp://:pass%40word@[::1]:7/", tcp("::1", 7), None, Some("pass@word"), 0),
             ("redis://me:a:b@host?db=2", tcp("host", 6379), Some("me"), Some("a:b"), 2),
+            (
+                "rediss://:p@host/1?ssl_ca_certs=/a%20b.pem",
+                Route::Tls(("host".to_owned(), 6379), Some("/a b.pem".to_owned())),
+                None,
+                Some("p"),
+                1,
+            ),
+            ("rediss://host:1", Route::Tls(("host".to_owned(), 1), None), None, None, 0),
             ("redis://secret@host", tcp("host", 6379), None, Some("secret"), 0),
             ("unix:///run/redis.sock?db=4", Route::Unix("/run/redis.sock".to_owned()), None, None, 4),
             ("unix://me:p@/s", Route::Unix("/s".to_owned()), Some("me"), Some("p"), 0),

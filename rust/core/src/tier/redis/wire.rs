@@ -3,12 +3,10 @@
 //! A client of our own for RESP2, since those there are make a fresh copy of every value that they read.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::cursor::Cursor;
-use super::url::Address;
+use super::stream::Stream;
 use crate::tier::space::Sum;
 
 /// Bytes moved by one call, and then summed while the cache has them.
@@ -43,12 +41,6 @@ pub(super) enum Part {
     OtherLength,
 }
 
-#[derive(Debug)]
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
 /// A connection. What went wrong in the middle of a command leaves it useless; see `is_clean`.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -63,25 +55,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn tcp((host, port): &Address, limit: Duration) -> io::Result<Self> {
-        let mut error = io::Error::new(ErrorKind::NotFound, "the name has no address");
-        for address in (host.as_str(), *port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, limit) {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    return Ok(Self::new(Stream::Tcp(stream)));
-                }
-                Err(refused) => error = refused,
-            }
-        }
-        Err(error)
-    }
-
-    pub(super) fn unix(path: &str) -> io::Result<Self> {
-        Ok(Self::new(Stream::Unix(UnixStream::connect(path)?)))
-    }
-
-    fn new(stream: Stream) -> Self {
+    /// Talks over `stream`.
+    pub(super) fn new(stream: Stream) -> Self {
         let input = vec![0; INPUT_BYTES].into_boxed_slice();
         let deadline = Instant::now();
         Self { stream, input, begin: 0, end: 0, deadline, expected: 0, is_broken: false }
@@ -91,16 +66,7 @@ impl Connection {
     pub(super) fn limit(&mut self, limit: Duration) -> io::Result<()> {
         self.deadline = Instant::now() + limit;
         // Each call has the whole limit: the deadline is looked at after each, so that nothing takes twice as long.
-        match &self.stream {
-            Stream::Tcp(stream) => {
-                stream.set_read_timeout(Some(limit))?;
-                stream.set_write_timeout(Some(limit))
-            }
-            Stream::Unix(stream) => {
-                stream.set_read_timeout(Some(limit))?;
-                stream.set_write_timeout(Some(limit))
-            }
-        }
+        self.stream.limit_calls(limit)
     }
 
     /// Whether every reply came, so that another may use it.
@@ -283,20 +249,15 @@ impl Connection {
 
     /// Reads from the socket: into `slices`, or into the input.
     fn read(&mut self, slices: Option<&mut [IoSliceMut]>) -> io::Result<usize> {
-        let read = match (&mut self.stream, slices) {
-            (Stream::Tcp(stream), Some(slices)) => stream.read_vectored(slices),
-            (Stream::Unix(stream), Some(slices)) => stream.read_vectored(slices),
-            (Stream::Tcp(stream), None) => stream.read(&mut self.input),
-            (Stream::Unix(stream), None) => stream.read(&mut self.input),
+        let read = match slices {
+            Some(slices) => self.stream.read_vectored(slices),
+            None => self.stream.read(&mut self.input),
         };
         self.moved(read)
     }
 
     fn write(&mut self, slices: &[IoSlice]) -> io::Result<usize> {
-        let written = match &mut self.stream {
-            Stream::Tcp(stream) => stream.write_vectored(slices),
-            Stream::Unix(stream) => stream.write_vectored(slices),
-        };
+        let written = self.stream.write_vectored(slices);
         self.moved(written)
     }
 

@@ -3,6 +3,7 @@
 mod failures;
 mod server;
 mod strange;
+mod tls;
 
 use std::time::Duration;
 

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::super::stream::Stream;
 use super::super::url::Address;
 use super::super::wire::{Connection, Reply, command};
 use super::LONG;
@@ -62,7 +63,7 @@ impl Server {
 
     fn wait(&self) {
         let end = Instant::now() + LONG;
-        while Connection::tcp(&self.place(), LONG).is_err() {
+        while Stream::connect(&self.place(), None, LONG).is_err() {
             assert!(Instant::now() < end, "the redis-server does not come up");
             thread::sleep(Duration::from_millis(5));
         }
@@ -73,7 +74,7 @@ impl Server {
     }
 
     fn with_connection<T>(&self, words: &[&[u8]], read: impl FnOnce(&mut Connection) -> T) -> T {
-        let mut connection = Connection::tcp(&self.place(), LONG).expect("up");
+        let mut connection = Connection::new(Stream::connect(&self.place(), None, LONG).expect("up"));
         connection.limit(LONG).expect("set");
         let mut text = Vec::new();
         command(&mut text, words);
