@@ -94,6 +94,17 @@ fn a_reset_that_did_not_reach_the_server_is_done_first() {
 }
 
 #[test]
+fn the_record_of_who_was_first_stays() {
+    let server = Server::start(&[]);
+    let rows = Rows::new(1, 4096);
+    let (first, second) = (tier(space("a"), &config(server.url())), tier(space("a"), &config(server.url())));
+    first.put(&rows.chunk(1, &[0])).expect("stored");
+    // As one does who saw none a moment ago.
+    second.servers.run(|connection| second.write_record(connection, false)).expect("answered");
+    assert_eq!(second.present(&[key(1)]), Ok(vec![true]));
+}
+
+#[test]
 fn a_full_server_drops_stores_and_leaves_no_value_half_there() {
     let server = Server::start(&[]);
     let rows = Rows::new(4, 2 << 20);

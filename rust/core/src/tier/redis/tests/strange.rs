@@ -81,7 +81,7 @@ fn nonsense_is_refused() {
         with_record(&[b"$4096\r\n", &[0; 4096][..], b"\r\n"].concat()),
         with_record(b"$2147483648\r\n"),
         // No such value, no room for its part, and room for its header.
-        with_record(b":0\r\n-OOM no room\r\n+OK\r\n"),
+        [record(), b":0\r\n-OOM no room\r\n+OK\r\n".to_vec()].concat(),
         with_record(b"+QUEUED\r\n"),
         with_record(b"*2\r\n$1\r\na\r\n:1\r\n"),
     ] {
