@@ -1,35 +1,31 @@
 //! The Redis tier: values in parts, read straight into the rows and written straight from them.
 
 mod cursor;
+mod nodes;
 mod servers;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod url;
+mod values;
 mod wire;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cursor::Cursor;
+use nodes::Nodes;
 use parking_lot::Mutex;
-use servers::{Fault, Servers, expect_ok, unexpected};
+use servers::{Fault, expect_ok, unexpected};
 use url::Target;
-use wire::{Connection, Part, Reply, begin_command, begin_word, command, end_word};
+use values::{PARTS_AHEAD, parts_of, skip_parts};
+use wire::{Connection, Reply, command};
 
 use super::breaker::Breaker;
-use super::format::{HEADER_BYTES, Header, decode_record, encode_record};
+use super::format::{decode_record, encode_record};
 use super::space::{Generation, hex};
 use super::{Chunk, Reason, Refusal, Space, Stored, Tier};
 use crate::{Key, Result};
-
-/// A part of a value. From 8 MiB on Redis reads values at a third of the speed.
-const PART_BYTES: usize = 4 << 20;
-
-/// Parts that are asked for in advance: the server works on the next while one is on its way, and its buffers stay
-/// small.
-const PARTS_AHEAD: usize = 3;
 
 /// How long a server rests that failed: at most as long as it may take to be served again.
 const REST: Duration = Duration::from_secs(1);
@@ -42,8 +38,9 @@ const ROUNDS_MAX: usize = 4;
 pub struct RedisConfig {
     /// `redis://[[user]:password@]host[:port][/database]` (also written `resp` or `valkey`), `rediss://` the same over
     /// TLS (`?ssl_ca_certs=` a file of certificates to trust, else the system's),
-    /// `unix://[[user]:password@]/path[?db=database]` or
-    /// `redis-sentinel://[[user]:password@]host[:port][,…][/master[/database]]`.
+    /// `unix://[[user]:password@]/path[?db=database]`,
+    /// `redis-sentinel://[[user]:password@]host[:port][,…][/master[/database]]`, or
+    /// `redis-cluster://[[user]:password@]host[:port][,…]`.
     pub url: String,
     /// In front of every name.
     pub prefix: String,
@@ -69,7 +66,7 @@ impl fmt::Debug for RedisConfig {
 #[derive(Debug)]
 pub struct RedisTier {
     space: Space,
-    servers: Servers,
+    nodes: Nodes,
     breaker: Breaker,
     /// In front of the names of everything of the namespace.
     home: String,
@@ -93,7 +90,7 @@ impl RedisTier {
         let timeout = config.timeout.max(Duration::from_millis(1));
         Ok(Self {
             space,
-            servers: Servers::new(target, timeout)?,
+            nodes: Nodes::new(target, timeout)?,
             breaker: Breaker::new(rest),
             home: format!("{}lmcache_rs:1:{}:", config.prefix, hex(space.namespace.as_bytes())),
             ttl: config.ttl.map(|ttl| ttl.as_millis().max(1).to_string()),
@@ -102,18 +99,36 @@ impl RedisTier {
         })
     }
 
+    /// Runs `work` on the server that has `name`, unless it rests.
     fn run<T>(
         &self,
+        name: &str,
         work: impl Fn(&mut Connection) -> std::result::Result<T, Fault>,
     ) -> std::result::Result<T, Refusal> {
         self.breaker.run(|| {
-            self.servers.run(|connection| {
-                if self.must_reset.load(Ordering::SeqCst) {
-                    self.reset_on(connection)?;
-                }
-                work(connection)
-            })
+            if self.must_reset.load(Ordering::SeqCst) {
+                self.nodes.run(&self.record_name(), |connection| self.reset_on(connection))?;
+            }
+            if self.nodes.are_many() {
+                // The record is on a node of its own, so it takes a round trip of its own.
+                let present = self.nodes.run(&self.record_name(), |connection| {
+                    let mut text = Vec::new();
+                    command(&mut text, &[b"GET", self.record_name().as_bytes()]);
+                    connection.send(&text, 1)?;
+                    self.read_record(connection)
+                })?;
+                *self.generation.lock() = present;
+            }
+            self.nodes.run(name, &work)
         })
+    }
+
+    /// The generation in the record that is the next reply.
+    fn read_record(&self, connection: &mut Connection) -> std::result::Result<Option<Generation>, Fault> {
+        match connection.reply()? {
+            Reply::Bulk(record) => Ok(record.and_then(|record| decode_record(&self.space, &record))),
+            other => Err(unexpected(other)),
+        }
     }
 
     fn record_name(&self) -> String {
@@ -123,6 +138,11 @@ impl RedisTier {
     fn part_name(&self, generation: Generation, key: &Key, rank: u32, part: usize) -> String {
         let (home, generation, key) = (&self.home, hex(&generation.0), hex(key.as_bytes()));
         format!("{home}{generation}:{{{key}}}:{rank}:{part}")
+    }
+
+    /// A name that is where all values of the key are, of any generation.
+    fn name_of(&self, key: &Key) -> String {
+        self.part_name(Generation([0; 16]), key, 0, 0)
     }
 
     /// Sends the commands that `commands` makes for the present generation, in one round trip with the question which
@@ -135,6 +155,15 @@ impl RedisTier {
         parts: usize,
         commands: impl Fn(Generation, &mut Vec<u8>),
     ) -> std::result::Result<Option<(Generation, Vec<Reply>)>, Fault> {
+        if self.nodes.are_many() {
+            // `run` has just asked.
+            let Some(present) = *self.generation.lock() else { return Ok(None) };
+            let mut text = Vec::new();
+            commands(present, &mut text);
+            connection.send(&text, count + parts)?;
+            let replies: std::io::Result<Vec<Reply>> = (0..count).map(|_| connection.reply()).collect();
+            return Ok(Some((present, replies?)));
+        }
         for _ in 0..ROUNDS_MAX {
             let known = *self.generation.lock();
             let mut text = Vec::new();
@@ -144,10 +173,7 @@ impl RedisTier {
             }
             let (count, parts) = if known.is_some() { (count, parts) } else { (0, 0) };
             connection.send(&text, 1 + count + parts)?;
-            let present = match connection.reply()? {
-                Reply::Bulk(record) => record.and_then(|record| decode_record(&self.space, &record)),
-                other => return Err(unexpected(other)),
-            };
+            let present = self.read_record(connection)?;
             let replies: std::io::Result<Vec<Reply>> = (0..count).map(|_| connection.reply()).collect();
             let replies = replies?;
             *self.generation.lock() = present;
@@ -167,72 +193,13 @@ impl RedisTier {
         let exists = |generation, commands: &mut Vec<u8>| {
             command(commands, &[b"EXISTS", header_name(generation).as_bytes()]);
         };
-        let mut asked = self.ask(connection, 1, 0, exists)?;
-        if asked.is_none() {
-            self.write_record(connection, false)?;
-            asked = self.ask(connection, 1, 0, exists)?;
-        }
-        match asked.ok_or(Reason::Io)? {
+        match self.ask(connection, 1, 0, exists)?.ok_or(Reason::Absent)? {
             (_, replies) if replies == [Reply::Integer(1)] => Ok(Stored::Present),
             (generation, replies) if replies == [Reply::Integer(0)] => {
                 self.write(connection, generation, chunk)?;
                 Ok(Stored::Written(chunk.memory.bytes() as u64))
             }
             (_, replies) => Err(replies.into_iter().next().map_or(Reason::Io.into(), unexpected)),
-        }
-    }
-
-    fn write(
-        &self,
-        connection: &mut Connection,
-        generation: Generation,
-        chunk: &Chunk,
-    ) -> std::result::Result<(), Fault> {
-        let (mut cursor, mut sum) = (Cursor::new(&chunk.memory), self.space.seal.start());
-        let mut parts = 0;
-        let mut left = chunk.memory.bytes();
-        while left > 0 {
-            let bytes = left.min(PART_BYTES);
-            (left, parts) = (left - bytes, parts + 1);
-            let mut text = Vec::new();
-            self.begin_set(&mut text, &self.part_name(generation, &chunk.key, self.space.rank, parts), bytes);
-            connection.send(&text, 1)?;
-            connection.send_rows(&mut cursor, bytes, &mut sum)?;
-            text.clear();
-            self.end_set(&mut text);
-            connection.send(&text, 0)?;
-        }
-        let ended: std::io::Result<Vec<Reply>> = (0..parts).map(|_| connection.reply()).collect();
-        ended?.into_iter().try_for_each(expect_ok)?;
-        // Last, and only after all parts: who finds the header finds the value.
-        let mut header = Header::new(&self.space, generation, chunk);
-        header.seal(&self.space, &sum.finish());
-        let mut text = Vec::new();
-        self.begin_set(&mut text, &self.part_name(generation, &chunk.key, self.space.rank, 0), HEADER_BYTES);
-        text.extend_from_slice(&header.0);
-        self.end_set(&mut text);
-        connection.send(&text, 1)?;
-        expect_ok(connection.reply()?)
-    }
-
-    fn begin_set(&self, text: &mut Vec<u8>, name: &str, bytes: usize) {
-        begin_command(text, if self.ttl.is_some() { 5 } else { 3 });
-        for word in [&b"SET"[..], name.as_bytes()] {
-            begin_word(text, word.len());
-            text.extend_from_slice(word);
-            end_word(text);
-        }
-        begin_word(text, bytes);
-    }
-
-    fn end_set(&self, text: &mut Vec<u8>) {
-        end_word(text);
-        if let Some(ttl) = &self.ttl {
-            for word in [&b"PX"[..], ttl.as_bytes()] {
-                begin_word(text, word.len());
-                text.extend_from_slice(word);
-                end_word(text);
-            }
         }
     }
 
@@ -254,55 +221,36 @@ impl RedisTier {
         if sum == promised { Ok(()) } else { Err(Reason::Corrupt.into()) }
     }
 
-    /// The payload's checksum that the header in `reply` promises.
-    fn verify_header(
-        &self,
-        reply: Option<Reply>,
-        generation: Generation,
-        chunk: &Chunk,
-    ) -> std::result::Result<[u8; 32], Fault> {
-        let bytes = match reply {
-            Some(Reply::Bulk(Some(bytes))) => bytes,
-            Some(Reply::Bulk(None)) => return Err(Reason::Absent.into()),
-            Some(other) => return Err(unexpected(other)),
-            None => return Err(Reason::Internal.into()),
-        };
-        let expected = Header::new(&self.space, generation, chunk);
-        let header = Header(bytes.try_into().map_err(|_| Reason::Truncated)?);
-        Ok(header.verify(&self.space, &expected)?)
-    }
-
-    /// Reads the payload, whose first `asked` parts are on their way. Returns its checksum.
-    fn read_parts(
+    /// Which of the keys with these numbers have the parts of all ranks.
+    fn present_on(
         &self,
         connection: &mut Connection,
-        chunk: &Chunk,
-        mut asked: usize,
-        name: impl Fn(usize) -> String,
-    ) -> std::result::Result<[u8; 32], Fault> {
-        let parts = parts_of(chunk);
-        let (mut cursor, mut sum) = (Cursor::new(&chunk.memory), self.space.seal.start());
-        for part in 0..parts {
-            let mut text = Vec::new();
-            let until = parts.min(part + PARTS_AHEAD);
-            (asked + 1..=until).for_each(|part| command(&mut text, &[b"GET", name(part).as_bytes()]));
-            connection.send(&text, until - asked)?;
-            asked = until;
-            let bytes = PART_BYTES.min(chunk.memory.bytes() - part * PART_BYTES);
-            match connection.reply_into_rows(&mut cursor, bytes, &mut sum)? {
-                Part::Read => {}
-                // A part that was evicted, or another one than the header promised.
-                Part::Missing | Part::OtherLength => return Err(Reason::Truncated.into()),
+        keys: &[Key],
+        numbers: &[usize],
+    ) -> std::result::Result<Vec<bool>, Fault> {
+        let asked = self.ask(connection, numbers.len(), 0, |generation, commands| {
+            for &number in numbers {
+                let names =
+                    (0..self.space.ranks).map(|rank| self.part_name(generation, &keys[number], rank, 0));
+                let names: Vec<String> = names.collect();
+                let words = std::iter::once(&b"EXISTS"[..]).chain(names.iter().map(String::as_bytes));
+                command(commands, &words.collect::<Vec<_>>());
             }
-        }
-        Ok(sum.finish())
+        })?;
+        let Some((_, replies)) = asked else { return Ok(vec![false; numbers.len()]) };
+        let ranks = i64::from(self.space.ranks);
+        let exists = |reply| match reply {
+            Reply::Integer(count) => Ok(count == ranks),
+            other => Err(unexpected(other)),
+        };
+        replies.into_iter().map(exists).collect()
     }
 
     /// Removes the header of a value that nobody can use, so that it can be stored again.
     fn discard(&self, chunk: &Chunk) {
         let Some(generation) = *self.generation.lock() else { return };
         let name = self.part_name(generation, &chunk.key, self.space.rank, 0);
-        let removed = self.servers.run(|connection| {
+        let removed = self.nodes.run(&name, |connection| {
             let mut text = Vec::new();
             command(&mut text, &[b"UNLINK", name.as_bytes()]);
             connection.send(&text, 1)?;
@@ -345,21 +293,26 @@ impl RedisTier {
     }
 }
 
-fn parts_of(chunk: &Chunk) -> usize {
-    chunk.memory.bytes().div_ceil(PART_BYTES)
-}
-
-fn skip_parts(connection: &mut Connection, count: usize) -> std::io::Result<()> {
-    (0..count).try_for_each(|_| connection.skip(PART_BYTES))
-}
-
 impl Tier for RedisTier {
     fn put(&self, chunk: &Chunk) -> std::result::Result<Stored, Refusal> {
-        self.run(|connection| self.put_on(connection, chunk))
+        let name = self.name_of(&chunk.key);
+        let put = || self.run(&name, |connection| self.put_on(connection, chunk));
+        put().or_else(|refusal| {
+            if refusal.reason != Reason::Absent {
+                return Err(refusal);
+            }
+            // Nobody has stored anything yet.
+            self.run(&self.record_name(), |connection| self.write_record(connection, false))?;
+            put().map_err(|refusal| match refusal.reason {
+                // And somebody took the record away again.
+                Reason::Absent => Reason::Io.into(),
+                _ => refusal,
+            })
+        })
     }
 
     fn get(&self, chunk: &Chunk) -> std::result::Result<(), Refusal> {
-        let ended = self.run(|connection| self.get_on(connection, chunk));
+        let ended = self.run(&self.name_of(&chunk.key), |connection| self.get_on(connection, chunk));
         if let Err(refusal) = &ended
             && matches!(refusal.reason, Reason::Truncated | Reason::Corrupt | Reason::Foreign)
         {
@@ -369,23 +322,18 @@ impl Tier for RedisTier {
     }
 
     fn present(&self, keys: &[Key]) -> std::result::Result<Vec<bool>, Refusal> {
-        let ranks = i64::from(self.space.ranks);
-        self.run(|connection| {
-            let asked = self.ask(connection, keys.len(), 0, |generation, commands| {
-                for key in keys {
-                    let names = (0..self.space.ranks).map(|rank| self.part_name(generation, key, rank, 0));
-                    let names: Vec<String> = names.collect();
-                    let words = std::iter::once(&b"EXISTS"[..]).chain(names.iter().map(String::as_bytes));
-                    command(commands, &words.collect::<Vec<_>>());
-                }
-            })?;
-            let Some((_, replies)) = asked else { return Ok(vec![false; keys.len()]) };
-            Ok(replies.into_iter().map(|reply| reply == Reply::Integer(ranks)).collect())
-        })
+        let names: Vec<String> = keys.iter().map(|key| self.name_of(key)).collect();
+        let mut present = vec![false; keys.len()];
+        for group in self.breaker.run(|| self.nodes.groups(&names))? {
+            let Some(&first) = group.first() else { continue };
+            let found = self.run(&names[first], |connection| self.present_on(connection, keys, &group))?;
+            group.into_iter().zip(found).for_each(|(number, found)| present[number] = found);
+        }
+        Ok(present)
     }
 
     fn reset(&self) -> std::result::Result<(), Refusal> {
         self.must_reset.store(true, Ordering::SeqCst);
-        self.run(|_| Ok(()))
+        self.run(&self.record_name(), |_| Ok(()))
     }
 }

@@ -105,6 +105,8 @@ impl Servers {
                 Stream::connect(address, self.tls.as_ref(), limit)?
             }
             Route::Unix(path) => Stream::unix(path)?,
+            // Its nodes are targets of their own.
+            Route::Cluster(_) => return Err(Reason::Internal.into()),
             Route::Sentinel(sentinels, master) => {
                 Stream::connect(&find_master(sentinels, master, limit)?, None, limit)?
             }

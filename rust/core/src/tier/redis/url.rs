@@ -22,6 +22,8 @@ pub(super) enum Route {
     Unix(String),
     /// By asking one of these for the server of that name.
     Sentinel(Vec<Address>, String),
+    /// By asking one of these who has what.
+    Cluster(Vec<Address>),
 }
 
 /// A Redis as its URL names it.
@@ -47,7 +49,8 @@ impl fmt::Debug for Target {
 impl Target {
     /// Reads `redis://[[user]:password@]host[:port][/database]` (also written `resp` or `valkey`),
     /// `unix://[[user]:password@]/path[?db=database]` and
-    /// `redis-sentinel://[[user]:password@]host[:port][,…][/master[/database]]`.
+    /// `redis-sentinel://[[user]:password@]host[:port][,…][/master[/database]]` and
+    /// `redis-cluster://[[user]:password@]host[:port][,…]`.
     pub(super) fn parse(url: &str) -> Result<Self> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| invalid("it has no scheme://"))?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -74,14 +77,13 @@ impl Target {
                 let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
                 let (master, path) = path.split_once('/').unwrap_or((path, ""));
                 database = if path.is_empty() { database } else { path };
-                let hosts: Result<Vec<Address>> =
-                    hosts.split(',').map(|host| address(host, SENTINEL_PORT)).collect();
                 let master = if master.is_empty() { MASTER } else { master };
-                Route::Sentinel(hosts?, master.to_owned())
+                Route::Sentinel(addresses(hosts, SENTINEL_PORT)?, master.to_owned())
             }
+            "redis-cluster" => Route::Cluster(addresses(place.trim_end_matches('/'), PORT)?),
             _ => {
                 return Err(invalid(
-                    "its scheme is none of redis, resp, valkey, rediss, unix and redis-sentinel",
+                    "its scheme is none of redis, resp, valkey, rediss, unix, redis-sentinel and redis-cluster",
                 ));
             }
         };
@@ -95,6 +97,10 @@ fn invalid(why: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, format!("the URL of the Redis is not understood: {why}"))
 }
 
+fn addresses(text: &str, port: u16) -> Result<Vec<Address>> {
+    text.split(',').map(|text| address(text, port)).collect()
+}
+
 fn address(text: &str, port: u16) -> Result<Address> {
     let (host, rest) = match text.strip_prefix('[') {
         // IPv6, in brackets since it has colons.
@@ -106,7 +112,7 @@ fn address(text: &str, port: u16) -> Result<Address> {
         None if rest.is_empty() => port,
         None => return Err(invalid("something follows the host")),
     };
-    if host.is_empty() {
+    if host.is_empty() || host.contains('/') {
         return Err(invalid("it names no host"));
     }
     Ok((host.to_owned(), port))
@@ -165,6 +171,13 @@ mod tests {
                 Some("p"),
                 5,
             ),
+            (
+                "redis-cluster://me:p@a,b:1",
+                Route::Cluster(vec![("a".to_owned(), 6379), ("b".to_owned(), 1)]),
+                Some("me"),
+                Some("p"),
+                0,
+            ),
             ("redis-sentinel://a,[::1]:1", Route::Sentinel(sentinels, "mymaster".into()), None, None, 0),
         ] {
             let target = Target::parse(url).expect(url);
@@ -189,6 +202,7 @@ mod tests {
             "redis://%ff:secret@b",
             "unix://",
             "redis-sentinel://a,,secret",
+            "redis-cluster://a/secret",
         ] {
             let error = Target::parse(url).expect_err(url);
             assert_eq!(error.kind(), ErrorKind::InvalidArgument);

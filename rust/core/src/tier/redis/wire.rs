@@ -18,12 +18,18 @@ const LINE_BYTES_MAX: usize = 4096;
 /// The longest value that is no part of a payload: a header, a record, a host name.
 const SMALL_BYTES_MAX: usize = 8192;
 
-/// Elements of an array: the two of a sentinel's answer, and some more for what is to come.
-const ARRAY_MAX: usize = 64;
+/// Elements of an array: a cluster has at most 16,384 ranges of slots.
+const ARRAY_MAX: usize = 16_384;
+
+/// Elements of a reply, in all its arrays.
+const ELEMENTS_MAX: usize = 16 * ARRAY_MAX;
+
+/// Arrays in one another: ranges, each with nodes, each with properties.
+const DEPTH_MAX: usize = 4;
 
 const INPUT_BYTES: usize = 64 << 10;
 
-/// A reply. Arrays have no arrays in them in any reply that is asked for here.
+/// A reply.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     Simple(String),
@@ -106,7 +112,7 @@ impl Connection {
 
     /// The next reply, with no value longer than a header.
     pub(super) fn reply(&mut self) -> io::Result<Reply> {
-        let reply = self.element(true)?;
+        let reply = self.element(&mut 0, 0)?;
         self.expected = self.expected.saturating_sub(1);
         Ok(reply)
     }
@@ -169,7 +175,11 @@ impl Connection {
         Ok(())
     }
 
-    fn element(&mut self, may_be_array: bool) -> io::Result<Reply> {
+    fn element(&mut self, elements: &mut usize, depth: usize) -> io::Result<Reply> {
+        *elements += 1;
+        if *elements > ELEMENTS_MAX {
+            return Err(nonsense("more than anybody asked for"));
+        }
         let line = self.line()?;
         let (kind, rest) = line.split_at_checked(1).ok_or_else(|| nonsense("an empty line"))?;
         let number = || rest.parse::<i64>().map_err(|_| nonsense("no number"));
@@ -182,10 +192,11 @@ impl Connection {
                 Ok(length) if length <= SMALL_BYTES_MAX => Ok(Reply::Bulk(Some(self.bulk(length)?))),
                 Ok(length) => Err(nonsense(&format!("a value of {length} bytes"))),
             },
-            "*" if may_be_array => match usize::try_from(number()?) {
+            "*" if depth < DEPTH_MAX => match usize::try_from(number()?) {
                 Err(_) => Ok(Reply::Bulk(None)),
                 Ok(length) if length <= ARRAY_MAX => {
-                    (0..length).map(|_| self.element(false)).collect::<io::Result<_>>().map(Reply::Array)
+                    let element = |_| self.element(elements, depth + 1);
+                    (0..length).map(element).collect::<io::Result<_>>().map(Reply::Array)
                 }
                 Ok(length) => Err(nonsense(&format!("an array of {length}"))),
             },

@@ -1,5 +1,6 @@
 //! The Redis tier on a real `redis-server`, and on servers that answer as none should.
 
+mod cluster;
 mod failures;
 mod server;
 mod strange;
@@ -27,53 +28,87 @@ fn tier(space: Space, config: &RedisConfig) -> RedisTier {
     RedisTier::with(space, config, Duration::ZERO).expect("valid")
 }
 
-/// The contract on a server of its own.
-struct RedisRig(Server);
+/// The contract on servers of its own.
+struct RedisRig {
+    servers: Vec<Server>,
+    url: String,
+}
 
 impl RedisRig {
+    fn one() -> Self {
+        let server = Server::start(&[]);
+        Self { url: server.url(), servers: vec![server] }
+    }
+
+    fn cluster() -> Self {
+        let servers = cluster::start();
+        let addresses: Vec<String> = servers.iter().map(Server::address).collect();
+        Self { url: format!("redis-cluster://{}", addresses.join(",")), servers }
+    }
+
+    /// The server that has, or would have, the value.
+    fn owner(&self, name: &str) -> &Server {
+        self.servers.iter().find(|server| server.is_owner(name)).expect("one of them")
+    }
+
     /// The parts of a value's payload, in their order.
     fn parts(&self, name: &str) -> Vec<String> {
-        let parts = (1..).map(|part| format!("{}{part}", name.strip_suffix('0').expect("a header")));
-        parts.take_while(|part| self.0.get(part).is_some()).collect()
+        let parts = (1..).map(|part| part_of(name, part));
+        parts.take_while(|part| self.owner(part).get(part).is_some()).collect()
     }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.servers.iter().flat_map(Server::names).collect();
+        names.sort();
+        names
+    }
+}
+
+/// A part of the value whose header has this name.
+fn part_of(name: &str, part: usize) -> String {
+    format!("{}{part}", name.strip_suffix('0').expect("a header"))
 }
 
 impl Rig for RedisRig {
     fn open(&self, space: Space) -> Box<dyn Tier> {
-        Box::new(tier(space, &config(self.0.url())))
+        Box::new(tier(space, &config(self.url.clone())))
     }
 
     fn values(&self) -> Vec<String> {
-        let mut names = self.0.names();
+        let mut names = self.names();
         names.retain(|name| name.ends_with(":0"));
-        names.sort();
         names
     }
 
     fn read(&self, name: &str) -> Vec<u8> {
         let parts = self.parts(name);
         let names = std::iter::once(name).chain(parts.iter().map(String::as_str));
-        names.map(|name| self.0.get(name).expect("there")).collect::<Vec<_>>().concat()
+        names.map(|name| self.owner(name).get(name).expect("there")).collect::<Vec<_>>().concat()
     }
 
     fn write(&self, name: &str, bytes: &[u8]) {
-        self.parts(name).iter().for_each(|part| self.0.remove(part));
+        self.parts(name).iter().for_each(|part| self.owner(part).remove(part));
         let (header, payload) = bytes.split_at(bytes.len().min(HEADER_BYTES));
-        self.0.set(name, header);
-        for (number, part) in payload.chunks(super::PART_BYTES).enumerate() {
-            self.0.set(&format!("{}{}", name.strip_suffix('0').expect("a header"), number + 1), part);
+        self.owner(name).set(name, header);
+        for (number, bytes) in payload.chunks(super::values::PART_BYTES).enumerate() {
+            let part = part_of(name, number + 1);
+            self.owner(&part).set(&part, bytes);
         }
     }
 
     fn lose_records(&self) {
-        for name in self.0.names().into_iter().filter(|name| name.ends_with("generation")) {
-            self.0.remove(&name);
+        for name in self.names().into_iter().filter(|name| name.ends_with("generation")) {
+            self.owner(&name).remove(&name);
         }
     }
 }
 
-mod real {
-    super::contract::tests!(super::RedisRig(super::Server::start(&[])));
+mod one_server {
+    super::contract::tests!(super::RedisRig::one());
+}
+
+mod two_nodes {
+    super::contract::tests!(super::RedisRig::cluster());
 }
 
 #[test]

@@ -24,7 +24,8 @@ impl Server {
     pub(super) fn start(arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let port = free_port();
+        // A cluster's nodes talk to each other 10,000 above.
+        let port = (0..1000).map(|_| free_port()).find(|&port| port < 55_000).expect("a port");
         let child = spawn(port, &arguments, directory.path());
         let server = Self { child, port, arguments, directory };
         server.wait();
@@ -115,6 +116,29 @@ impl Server {
             }
         }
         Some(bytes)
+    }
+
+    /// Whether it has the slot of the name; always, where there is no cluster.
+    pub(super) fn is_owner(&self, name: &str) -> bool {
+        matches!(self.ask(&[b"EXISTS", name.as_bytes()]), Reply::Integer(_))
+    }
+
+    /// The slot of a name.
+    pub(super) fn slot(&self, name: &str) -> i64 {
+        match self.ask(&[b"CLUSTER", b"KEYSLOT", name.as_bytes()]) {
+            Reply::Integer(slot) => slot,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The answer to a command that has none but a text.
+    pub(super) fn text(&self, words: &[&str]) -> String {
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        match self.ask(&words) {
+            Reply::Simple(text) => text,
+            Reply::Bulk(Some(bytes)) => String::from_utf8(bytes).expect("a text"),
+            other => panic!("{other:?}"),
+        }
     }
 
     pub(super) fn set(&self, name: &str, bytes: &[u8]) {
