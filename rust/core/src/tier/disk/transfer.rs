@@ -11,9 +11,12 @@ use crate::tier::format::{HEADER_BYTES, Header};
 use crate::tier::space::{Space, Sum};
 use crate::tier::{RowMemory, Segment};
 
-/// Bytes of a piece. Larger ones leave more of the checksum to be computed when the last has ended; smaller ones cost
-/// system calls.
-const PIECE_BYTES: usize = 4 << 20;
+/// Bytes of a piece that is read. Larger ones leave more of the checksum to be computed when the last has ended.
+const READ_BYTES: usize = 4 << 20;
+
+/// Bytes of a piece that is written. Smaller ones wait for one another: file systems let one writer at a time add to a
+/// file. Their checksum is computed while they are written.
+const WRITE_BYTES: usize = 16 << 20;
 
 /// Segments of a piece: what the kernel takes in one call.
 const PIECE_SEGMENTS: usize = 1024;
@@ -70,18 +73,18 @@ impl Piece {
 }
 
 /// The pieces of the payload, as they lie in the file.
-fn pieces(memory: &RowMemory) -> Vec<Piece> {
+fn pieces(memory: &RowMemory, piece_bytes: usize) -> Vec<Piece> {
     let mut offset = HEADER_BYTES as u64;
     let mut pieces = Vec::new();
     let mut piece = Piece::new(offset);
     for &segment in memory.segments() {
         let mut at = 0;
         while at < segment.bytes {
-            if piece.bytes == PIECE_BYTES || piece.memory.len() == PIECE_SEGMENTS {
+            if piece.bytes == piece_bytes || piece.memory.len() == PIECE_SEGMENTS {
                 offset += piece.bytes as u64;
                 pieces.push(std::mem::replace(&mut piece, Piece::new(offset)));
             }
-            let bytes = (segment.bytes - at).min(PIECE_BYTES - piece.bytes);
+            let bytes = (segment.bytes - at).min(piece_bytes - piece.bytes);
             // SAFETY: inside of the segment.
             piece.push(Segment { base: unsafe { segment.base.add(at) }, bytes });
             at += bytes;
@@ -173,7 +176,7 @@ pub(super) fn write(
     header: &mut Header,
     memory: &RowMemory,
 ) -> io::Result<()> {
-    let mut pieces = pieces(memory);
+    let mut pieces = pieces(memory, WRITE_BYTES);
     let mut sum = space.seal.start();
     let way = Way::ToFile;
     let mut transfers = Transfers { lane, files, file, way, pieces: &mut pieces, in_flight: 0 };
@@ -202,7 +205,8 @@ pub(super) fn read(
     header: &mut Header,
     memory: &RowMemory,
 ) -> io::Result<[u8; 32]> {
-    let mut pieces: Vec<Piece> = std::iter::once(header_piece(header)).chain(pieces(memory)).collect();
+    let mut pieces: Vec<Piece> =
+        std::iter::once(header_piece(header)).chain(pieces(memory, READ_BYTES)).collect();
     let count = pieces.len();
     let mut sum = space.seal.start();
     let way = Way::FromFile;
