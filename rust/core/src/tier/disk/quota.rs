@@ -17,8 +17,11 @@ const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 const LOCK_RETRY: Duration = Duration::from_millis(1);
 
-/// Eviction makes room for more than one value at a time, up to this part of the quota.
+/// Eviction makes room for more than one value at a time, up to this part of the quota, since it counts all files.
 const SLACK_PART: u64 = 32;
+
+/// And up to so many values: others wait for the lock meanwhile.
+const SLACK_VALUES_MAX: u64 = 64;
 
 pub(super) const VALUE_SUFFIX: &str = ".kv";
 pub(super) const TEMPORARY_SUFFIX: &str = ".tmp";
@@ -106,8 +109,8 @@ impl Locked<'_> {
         let used = match self.used() {
             Some(used) if used <= target => used,
             _ => {
-                let slack = (quota / SLACK_PART).checked_div(bytes).unwrap_or(0) * bytes;
-                self.evict(target, slack)?
+                let values = (quota / SLACK_PART).checked_div(bytes).unwrap_or(0);
+                self.evict(target, values.min(SLACK_VALUES_MAX) * bytes)?
             }
         };
         if used > target { refused(used) } else { self.set_used(used + bytes) }
