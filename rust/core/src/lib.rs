@@ -8,6 +8,7 @@ mod index;
 mod key;
 mod pool;
 mod sync;
+mod tier;
 
 pub use copy::{Direction, KvLayers, Layer, Mover, Outcome};
 pub use cuda::{GpuLayer, GpuMover, GpuMoverConfig, LoadOrder, Staging, Streams, cuda_available};
@@ -15,3 +16,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use index::{Chain, Counters, Hashes, Index, Lease, Match, Reservation, Stats};
 pub use key::{Key, KeySpace, TokenHashes, hash_tokens};
 pub use pool::{HostPool, HostPoolConfig, pool_rows};
+pub use tier::{
+    Chunk, Counted, DiskConfig, DiskDirectory, DiskTier, Ended, Namespace, Reason, RedisConfig, RedisTier,
+    Refusal, RowMemory, Seal, Segment, Space, Stored, Tier, TierCounters, TierOutcome, TierQueue,
+    TierQueueConfig,
+};

@@ -14,15 +14,8 @@ pub(crate) use checked::atomic;
 #[cfg(not(feature = "loom"))]
 pub(crate) use shuttle::thread;
 
-/// loom has no `sleep`.
 #[cfg(feature = "loom")]
-pub(crate) mod thread {
-    pub(crate) use loom::thread::{Builder, JoinHandle, yield_now};
-
-    pub(crate) fn sleep(_: std::time::Duration) {
-        yield_now();
-    }
-}
+pub(crate) use loom::thread;
 
 /// As `parking_lot::Mutex`, which knows no poison.
 pub(crate) struct Mutex<T>(checked::Mutex<T>);

@@ -11,7 +11,7 @@ use super::lane::{Ends, Lane};
 use super::queue::{Limits, Queue};
 use crate::copy::Direction;
 use crate::pool::use_every_cpu;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::{Error, ErrorKind, Result};
 
 /// How often the thread looks after stages in flight.
@@ -123,10 +123,8 @@ impl Shared {
                 Progress::Submitted(event) => return Ok(event.hold_back(stream)?),
                 Progress::Failed => {
                     let mut queue = self.queue.lock();
-                    if matches!(queue.progress(name, part), Progress::Failed)
-                        && self.ended.wait_until(&mut queue, deadline).timed_out()
-                    {
-                        return Err(late(name));
+                    if matches!(queue.progress(name, part), Progress::Failed) {
+                        self.wait_for_news(&mut queue, name, deadline)?;
                     }
                 }
                 _ => return Ok(()),
@@ -153,17 +151,18 @@ impl Shared {
                     // The thread sees to the stages in flight.
                     self.work.notify_one();
                 }
-                Progress::AtWork => {
-                    if self.ended.wait_until(&mut queue, deadline).timed_out() {
-                        return Err(late(name));
-                    }
-                }
+                Progress::AtWork => self.wait_for_news(&mut queue, name, deadline)?,
                 reached => return Ok(reached),
             }
         }
     }
-}
 
-fn late(name: u64) -> Error {
-    Error::new(ErrorKind::Device, format!("load {name} was not submitted, or did not end, in {JOIN_LIMIT:?}"))
+    fn wait_for_news(&self, queue: &mut MutexGuard<'_, Queue>, load: u64, deadline: Instant) -> Result<()> {
+        if Instant::now() >= deadline {
+            let message = format!("load {load} was not submitted, or did not end, in {JOIN_LIMIT:?}");
+            return Err(Error::new(ErrorKind::Device, message));
+        }
+        self.ended.wait_until(queue, deadline);
+        Ok(())
+    }
 }

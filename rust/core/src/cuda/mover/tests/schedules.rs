@@ -2,6 +2,7 @@
 
 use shuttle::rand::{Rng, thread_rng};
 
+use super::super::LoadOrder;
 use super::rig::*;
 use crate::sync::try_schedules;
 
@@ -22,8 +23,9 @@ fn life() {
                 1 => rig.load(job, &rows, &blocks, false).expect("valid"),
                 2 => rig.load(job, &rows, &blocks, true).expect("valid"),
                 _ => {
-                    rig.load_now(&rows, &blocks).expect("valid");
-                    continue;
+                    let order = if thread_rng().r#gen() { LoadOrder::ByLayers } else { LoadOrder::ByRows };
+                    let by_layer = thread_rng().r#gen();
+                    rig.load_joined(job, (&rows, &blocks), order, by_layer).expect("valid");
                 }
             }
             (job, open) = (job + 1, open + 1);
