@@ -246,6 +246,7 @@ UNTOUCHED = {
     "_survives",
     "_close_load",
     "_close_store",
+    "_void_above",
     # What is called when something has failed: a second fault at once is not looked at.
     "break_promise",
     "open_broken",
