@@ -1,7 +1,5 @@
 """The real engine on the GPU: the same tokens with the cache as without, over graphs, runners and kinds of load."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +7,6 @@ from typing import Any
 import pytest
 
 from vllm_scenarios import HITS, LIFE, LONG, Run, Steps, connector, generate
-
-OTHER_MODELS = Path(__file__).parent.parent / "vllm_cpu" / "other_models.py"
 
 # By this name even where a real LMCache is installed.
 NAME = "LMCacheRsConnector"
@@ -90,12 +86,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_first_tokens_of_200_prompts(kind: str, run_scenario: Callable[..., Run], tmp_path: Path) -> None:
+def test_first_tokens_of_200_prompts(
+    kind: str, run_scenario: Callable[..., Run], other_model: Callable[[str], Path]
+) -> None:
     """Where one token leads clearly: a full hit computes its one token with other numerics than a prefill does."""
-    model = None
-    if kind == "mla":
-        model = tmp_path / "mla"
-        subprocess.run([sys.executable, OTHER_MODELS, "mla", model], check=True)
+    model = other_model("mla") if kind == "mla" else None
     many = [[[100 + i, 150 + i]] for i in range(200)]
     llm = BASE | {"dtype": "bfloat16"} | GRAPHS | KINDS[kind]
     steps: Steps = [("first_tokens", {"prompts": many}), ("settle", {}), ("first_tokens", {"prompts": many})]
