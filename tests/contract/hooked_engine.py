@@ -24,15 +24,18 @@ class HookedEngine(ToyEngine):
     """Each call of the toy engine goes through the hook that vLLM would call.
 
     `old`: as vLLM up to 0.29, which is told of failed asynchronous loads by their blocks.
+    `nearby`: the scheduler side asks the worker itself, as in one process.
     `acks_late`: the workers' answers arrive so many steps later, as when vLLM's steps overlap.
     """
 
-    def __init__(self, old: bool = False, acks_late: int = 0, **options: Any) -> None:
+    def __init__(self, old: bool = False, acks_late: int = 0, nearby: bool = False, **options: Any) -> None:
         super().__init__(**options)
         side = self.scheduler
         self.scheduler: Any = SchedulerHooks(side)
         hooks = OldWorkerHooks if old else WorkerHooks
         self.workers: list[Any] = [hooks(worker, self) for worker in self.workers]
+        if nearby:
+            side.worker_nearby = self.workers[0].side
         self.on_the_way: deque[Any] = deque([None] * acks_late)
 
         self.tainted: dict[str, Request] = {}
@@ -243,6 +246,7 @@ UNTOUCHED = {
     "_survives",
     "_close_load",
     "_close_store",
+    "_void_above",
     # What is called when something has failed: a second fault at once is not looked at.
     "break_promise",
     "open_broken",

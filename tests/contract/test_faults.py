@@ -55,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "asynchronous": {"extra": {"lmcache.sync_load_max_size": 0, "lmcache.save_decode_cache": True}},
     "two ranks, synchronous": {"ranks": 2},
     "two ranks, asynchronous": {"ranks": 2, "extra": {"lmcache.sync_load_max_size": 0}},
+    "a worker nearby": {"nearby": True, "extra": {"lmcache.sync_load_max_size": 64}},
     "a small pool": {"rows": 24, "blocks": 48},
     "vLLM 0.29, overlapping steps": {
         "old": True,

@@ -64,10 +64,7 @@ class LoadJob:
 
 
 class Ledger:
-    """Opens jobs, collects what the ranks say, and ends each job exactly once.
-
-    Each job ends by itself: one that cannot be ended as it should leaves the others as they are.
-    """
+    """Opens jobs, collects what the ranks say, and ends each job once, whatever becomes of the others."""
 
     def __init__(
         self, index: Index, held: HeldBlocks, geometry: Geometry, counters: Counters, barrier: Barrier
@@ -164,8 +161,11 @@ class Ledger:
 
     def _close_load(self, job: LoadJob) -> None:
         del self._loads[job.id]
-        if not self._survives("end_load", partial(self._end_load, job)) and job.lease is not None:
-            self._survives("end_load", job.lease.release)
+        job.record.loading = False
+        if not self._survives("end_load", partial(self._end_load, job)):
+            self._void_above(job)
+            if job.lease is not None:
+                self._survives("end_load", job.lease.release)
         self._survives("release", partial(self._release, job))
 
     def _close_store(self, job: StoreJob) -> None:
@@ -237,8 +237,13 @@ class Ledger:
             for load in self._loads.values()
         )
 
+    def _void_above(self, job: LoadJob) -> None:
+        bad = set(job.blocks.tolist())
+        for store in self._stores.values():
+            if store.step >= job.step and not bad.isdisjoint(store.table):
+                store.void = True
+
     def _end_load(self, job: LoadJob) -> None:
-        job.record.loading = False
         if job.result.failed:
             self._fail_load(job)
         else:
@@ -251,10 +256,7 @@ class Ledger:
         self._barrier.note_failure()
         job.record.failures += 1
         job.record.offer_below = job.end_tokens
-        bad = set(job.blocks.tolist())
-        for store in self._stores.values():
-            if store.step >= job.step and not bad.isdisjoint(store.table):
-                store.void = True
+        self._void_above(job)
         removed = job.lease.discard(job.first) if job.lease is not None else 0
         logger.warning(
             "Loading KV cache for request %s failed: its %d blocks are computed again, %d rows are forgotten",

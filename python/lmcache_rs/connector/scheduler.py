@@ -156,9 +156,8 @@ class SchedulerSide:
         late = len(orders.stores)
         try:
             orders.idle = not scheduled.num_scheduled_tokens
-            self._late_acks.retry()
+            self._ask_nearby()
             if self.worker_nearby is not None:
-                self._ask_nearby()
                 self.worker_nearby.start_loads(orders)
             if self._storing:
                 self._plan_stores(scheduled, orders.stores)
@@ -239,7 +238,8 @@ class SchedulerSide:
         """Blocks that come back with an answer may be needed at once."""
         acks = self.worker_nearby.take_acks() if self.worker_nearby is not None else None
         if acks is not None:
-            self.acknowledge(acks)
+            self._late_acks.keep(acks)
+        self._late_acks.retry()
 
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""
