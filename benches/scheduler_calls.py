@@ -146,7 +146,7 @@ class Load:
 
 def answers(orders: StepOrders) -> WorkerAcks:
     """Every job of a step done."""
-    jobs = [order.job for order in (*orders.loads, *orders.stores)]
+    jobs = [load.job for load in orders.loads] + [store.job for store in orders.stores]
     return WorkerAcks({job: JobResult(1, 0, 1, 1e-3) for job in jobs})
 
 

@@ -72,6 +72,12 @@ class LateMover:
         else:
             self._now.append((job, copy.blocks.nbytes, 0.0))
 
+    def rescue(self, rows: Any, blocks: Any) -> bool:
+        if self._source.random() < 0.5:
+            return False
+        self._kv[blocks] = self.memory[rows]
+        return True
+
     def settle_loads(self, seconds: float) -> list[int]:
         loads = [copy for copy in self._flying if copy.is_load and not copy.fails]
         return [copy.job for copy in loads if self._source.random() < min(0.5, seconds)]

@@ -52,6 +52,14 @@ class Failing:
         return ended + self._mover.poll()
 
 
+class Rescued(Failing):
+    """A mover that has another way."""
+
+    def rescue(self, rows: Any, blocks: Any) -> bool:
+        self._mover.load_now(0, rows, blocks)
+        return True
+
+
 def failing(engine: HookedEngine, late: bool) -> Failing:
     side = engine.workers[-1].side
     side._mover = Failing(side._mover, late)
@@ -236,3 +244,17 @@ def test_a_request_that_missed_a_step_is_not_stored_again() -> None:
 def settle(engine: HookedEngine) -> None:
     for _ in range(5):
         engine.step()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_load_that_has_another_way_does_not_fail(late: bool, ranks: int) -> None:
+    engine = HookedEngine(ranks=ranks)
+    engine.run(Request("first", prompt(1, 24)))
+    side = engine.workers[-1].side
+    side._mover = Rescued(side._mover, late)
+    longer = Request("longer", prompt(1, 24) + prompt(2, 10))
+    engine.run(longer)
+    engine.assert_idle()
+    assert longer.cached_tokens == 24
+    assert "failed_loads" not in engine.counters.totals()

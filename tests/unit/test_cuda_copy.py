@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
+
+from lmcache_rs._core import HostPool
 
 torch = pytest.importorskip("torch")
 
-from lmcache_rs.copy.cpu import as_blocks  # noqa: E402
-from lmcache_rs.copy.cuda import Pins, common_device, page_of  # noqa: E402
+from lmcache_rs.copy.cpu import CpuMover, as_blocks  # noqa: E402
+from lmcache_rs.copy.cuda import Pins, common_device  # noqa: E402
+from lmcache_rs.copy.pages import load_plainly, page_of  # noqa: E402
 from lmcache_rs.errors import DeviceError  # noqa: E402
 
 
@@ -44,6 +48,32 @@ def test_pages_are_the_bytes_of_their_block(dtype: Any) -> None:
         for block in range(tensor.shape[0]):
             first = address + block * stride
             assert page_bytes_by_element(tensor, block) == set(range(first, first + page))
+
+
+def test_the_plain_way_fills_the_same_bytes_as_the_cpus_mover() -> None:
+    source = torch.Generator().manual_seed(1)
+
+    def tensors() -> list[Any]:
+        backing = torch.zeros(6 * 3 * 2 * 4 * 5, dtype=torch.bfloat16)
+        block_outer = torch.zeros(6, 2, 4, 5)
+        return [
+            backing.view(3, 6, 2, 4, 5)[1],
+            block_outer[:, 0],
+            block_outer[:, 1].permute(0, 2, 1),
+            torch.zeros(12, 16, dtype=torch.uint8),
+        ]
+
+    plain, moved = tensors(), tensors()
+    row_bytes = sum(t.numel() * t.element_size() // 6 for t in plain)
+    pool = HostPool(8 * 4096, row_bytes)
+    view = torch.from_dlpack(pool)
+    view.copy_(torch.randint(0, 256, view.shape, dtype=torch.uint8, generator=source))
+    rows, blocks = np.array([5, 0, 7], np.uint32), np.array([1, 4, 2], np.uint32)
+    load_plainly(view, plain, 6, rows, blocks)
+    CpuMover(pool, moved, 6, 1).load_now(1, rows, blocks)
+    for one, other in zip(plain, moved, strict=True):
+        assert torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    assert any(bool(tensor.view(torch.uint8).any()) for tensor in plain[:1])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,12 @@ from typing import Protocol
 
 from lmcache_rs.connector.orders import Numbers
 
+SPOILED_S_MAX = 5.0
+"""A load whose layers the forward did not wait for is waited for at most this long."""
+
+DRAIN_S_MAX = 5.0
+"""Before vLLM takes its KV back, copies in flight are waited for at most this long."""
+
 
 class Mover(Protocol):
     """Copies between pool rows and KV blocks; `lmcache_rs.copy` has one for each kind of device."""
@@ -20,6 +26,9 @@ class Mover(Protocol):
 
     def join_load(self, job: int, layer: int | None = None) -> None:
         """What is computed from now on comes after the load, or after its layer, whichever way the device does it."""
+
+    def rescue(self, rows: Numbers, blocks: Numbers) -> bool:
+        """Load before the next forward what `load_now` failed to, however slowly; False: there is no other way."""
 
     def settle_loads(self, seconds: float) -> list[int]:
         """Loads that will have ended in so many seconds, if they go on as they did, and will not fail any more."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from lmcache_rs.connector.barrier import Barrier
-from lmcache_rs.connector.mover import Mover
+from lmcache_rs.connector.mover import DRAIN_S_MAX, SPOILED_S_MAX, Mover
 from lmcache_rs.connector.orders import (
     BrokenLoad,
     JobResult,
@@ -23,14 +23,7 @@ logger = init_logger(__name__)
 
 Order = LoadOrder | StoreOrder | BrokenLoad
 
-FAILED = JobResult(1, 1, 0, 0.0)
-
-SPOILED_S_MAX = 5.0
-"""A load whose layers the forward did not wait for is waited for at most this long."""
-
-
-DRAIN_S_MAX = 5.0
-"""Before vLLM takes its KV back, copies in flight are waited for at most this long."""
+DONE, FAILED = JobResult(1, 0, 0, 0.0), JobResult(1, 1, 0, 0.0)
 
 
 class WorkerSide:
@@ -101,6 +94,9 @@ class WorkerSide:
                 self._unjoined.append((order, set(self._layers.values())))
             else:
                 self._join(order.job)
+        if any(not order.asynchronous for order in orders.loads):
+            self._poll()
+            self._rescue(orders)
 
     def before_layer(self, name: str) -> None:
         """The forward reads this layer next; it may ask again, from another stream."""
@@ -228,6 +224,18 @@ class WorkerSide:
         if job in self._async_loads or job in self._sync_loads:
             with self._or_failed("load", job):
                 self._require_mover().join_load(job)
+
+    def _rescue(self, orders: StepOrders) -> None:
+        """Load in another way what has failed: with overlapping steps vLLM keeps a token that it computes meanwhile."""
+        for order in orders.loads:
+            if order.asynchronous or not self._acks.get(order.job, DONE).failed or self._mover is None:
+                continue
+            try:
+                if self._mover.rescue(order.rows, order.blocks):
+                    self._acks[order.job] = replace(DONE)
+                    self.bad_blocks.difference_update(order.blocks.tolist())
+            except BaseException as error:
+                self._barrier.report("rescue", error)
 
     def _settle_layers(self) -> None:
         """The forward was submitted. Loads of which it did not ask for every layer count as failed."""

@@ -50,6 +50,10 @@ class CpuMover:
         if not self._mover.drain(JOIN_S_MAX):
             raise LMCacheRsError(f"load {job} did not end in {JOIN_S_MAX:.0f} s")
 
+    def rescue(self, rows: Numbers, blocks: Numbers) -> bool:
+        """No: there is no other way than the one that failed."""
+        return False
+
     def settle_loads(self, seconds: float) -> list[int]:
         """None: here nothing could wait for the rest of a load but the engine's own thread."""
         return []

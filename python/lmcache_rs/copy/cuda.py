@@ -1,6 +1,5 @@
 """The mover for KV on an NVIDIA GPU: kernels gather into staging, one copy a stage crosses the bus, nobody waits."""
 
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import torch
 
 from lmcache_rs._core import GpuMover, HostPool
 from lmcache_rs.copy.cpu import as_blocks
+from lmcache_rs.copy.pages import load_plainly, page_of
 from lmcache_rs.errors import DeviceError, LMCacheRsError
 from lmcache_rs.log import init_logger
 
@@ -63,6 +63,7 @@ class CudaMover:
     ) -> None:
         self._pool = pool
         self._fence_loads = fence_loads
+        self._tensors, self._blocks = tensors, blocks
         self._device = common_device(tensors)
         layers = [page_of(number, as_blocks(tensor, blocks)) for number, tensor in enumerate(tensors)]
         self._pins = Pins(pool, pin, self._device.index)
@@ -104,6 +105,13 @@ class CudaMover:
     def join_load(self, job: int, layer: int | None = None) -> None:
         """Have the current stream wait for a load, or for one layer of a load by layers. Returns at once."""
         self._mover.join_load(job, self._stream(), layer)
+
+    def rescue(self, rows: Numbers, blocks: Numbers) -> bool:
+        """Load by torch's own copies, while the GPU does nothing else."""
+        torch.cuda.synchronize(self._device)
+        load_plainly(torch.utils.dlpack.from_dlpack(self._pool), self._tensors, self._blocks, rows, blocks)
+        torch.cuda.synchronize(self._device)
+        return True
 
     def settle_loads(self, seconds: float) -> list[int]:
         """Loads that will have ended in so many seconds, if they go on as they did so far, and cannot fail any more."""
@@ -215,21 +223,3 @@ def common_device(tensors: Sequence[torch.Tensor]) -> torch.device:
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
         raise ValueError(f"KV tensors are on {sorted(map(str, devices))}: they must be on one GPU")
     return devices.pop()
-
-
-def page_of(number: int, tensor: torch.Tensor) -> tuple[int, int, int]:
-    """Where the pages of a tensor [blocks, ...] lie: address of the first, bytes from one to the next, bytes of one."""
-    inner = sorted(
-        (stride, size)
-        for stride, size in zip(tensor.stride()[1:], tensor.shape[1:], strict=True)
-        if size != 1
-    )
-    dense = [math.prod(size for _, size in inner[:place]) for place in range(len(inner))]
-    if [stride for stride, _ in inner] != dense:
-        raise ValueError(
-            f"KV tensor {number} of shape {tuple(tensor.shape)} has strides {tensor.stride()}: its blocks are not "
-            f"contiguous memory, which the cache cannot move"
-        )
-    page_bytes = math.prod(tensor.shape[1:]) * tensor.element_size()
-    stride_bytes = tensor.stride(0) * tensor.element_size() if tensor.shape[0] > 1 else page_bytes
-    return tensor.data_ptr(), stride_bytes, page_bytes
