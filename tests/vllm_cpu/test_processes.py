@@ -83,6 +83,8 @@ def test_a_killed_engine_leaves_nothing_behind(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell's background jobs ignore SIGINT, and so would this one.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         wait_for(lambda: ready.exists() or process.poll() is not None, 240)
