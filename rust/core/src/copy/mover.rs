@@ -10,7 +10,7 @@ use super::route::{Pair, Route};
 use super::{Direction, KvLayers};
 use crate::pool::{deadline, use_every_cpu};
 use crate::sync::thread::{self, JoinHandle};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard, wait_until};
 use crate::{Error, ErrorKind, HostPool, Result};
 
 /// Memory is saturated long before.
@@ -111,7 +111,7 @@ impl Mover {
     /// Waits until nothing is in flight; false when `timeout` passed first.
     pub fn drain(&self, timeout: Duration) -> Result<bool> {
         let mut queue = self.open()?;
-        Ok(self.wait_until(&mut queue, deadline(timeout), Queue::is_idle))
+        Ok(wait_until(&self.shared.ended, &mut queue, deadline(timeout), Queue::is_idle))
     }
 
     /// Refuses new jobs, waits for those in flight, gives up what was not begun by then, ends the threads. Whether
@@ -122,13 +122,14 @@ impl Mover {
         let mut queue = self.shared.queue.lock();
         queue.closing = true;
         self.shared.work.notify_all();
-        let drained = self.wait_until(&mut queue, deadline, Queue::is_idle);
+        let drained = wait_until(&self.shared.ended, &mut queue, deadline, Queue::is_idle);
         if !drained {
             queue.give_up();
             self.shared.ended.notify_all();
         }
         let limit = deadline.max(Instant::now() + CLAIMS_END_LIMIT);
-        let ended = self.wait_until(&mut queue, limit, |queue| queue.is_idle() && queue.threads == 0);
+        let ended =
+            wait_until(&self.shared.ended, &mut queue, limit, |queue| queue.is_idle() && queue.threads == 0);
         drop(queue);
         // A thread that did not end keeps pool and tensors by itself; joining it could wait for ever.
         for thread in mem::take(&mut *self.threads.lock()).into_iter().filter(|_| ended) {
@@ -172,20 +173,6 @@ impl Mover {
     /// In a forked child the lock may be held by a thread that is not there: checked before each lock.
     fn check_process(&self) -> Result<()> {
         self.shared.route.pool().owner().check("Mover")
-    }
-
-    fn wait_until(
-        &self,
-        queue: &mut MutexGuard<'_, Queue>,
-        deadline: Instant,
-        done: impl Fn(&Queue) -> bool,
-    ) -> bool {
-        while !done(queue) {
-            if self.shared.ended.wait_until(queue, deadline).timed_out() {
-                return done(queue);
-            }
-        }
-        true
     }
 }
 

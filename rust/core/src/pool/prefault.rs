@@ -9,7 +9,7 @@ use super::mapping::Mapping;
 use super::use_every_cpu;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::thread::{self, JoinHandle};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, wait_until};
 
 /// What one thread touches at a time: about 15 ms, the longest that a drop of the pool waits for a thread.
 pub(super) const PIECE_BYTES: usize = 16 << 20;
@@ -80,11 +80,7 @@ impl Prefault {
     /// Waits for the threads; whether every page was touched.
     pub(super) fn wait(&self, deadline: Instant) -> bool {
         let mut state = self.progress.state.lock();
-        while state.running > 0 {
-            if self.progress.ended.wait_until(&mut state, deadline).timed_out() {
-                break;
-            }
-        }
+        wait_until(&self.progress.ended, &mut state, deadline, |state| state.running == 0);
         self.touched_bytes() == self.progress.mapping.len()
     }
 }

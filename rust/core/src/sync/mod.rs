@@ -19,3 +19,18 @@ pub(crate) use {
     parking_lot::{Condvar, Mutex, MutexGuard},
     std::{sync::atomic, thread},
 };
+
+/// Waits for news until `done`; false when `deadline` passed first.
+pub(crate) fn wait_until<T>(
+    news: &Condvar,
+    state: &mut MutexGuard<'_, T>,
+    deadline: std::time::Instant,
+    done: impl Fn(&T) -> bool,
+) -> bool {
+    while !done(state) {
+        if news.wait_until(state, deadline).timed_out() {
+            return done(state);
+        }
+    }
+    true
+}

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
 use super::queue::{Ended, Limits, Queue, Task, TierOutcome, Work};
 use super::{Chunk, Reason, Refusal, Tier, TierCounters};
 use crate::pool::{Owner, deadline, use_every_cpu};
+use crate::sync::{Condvar, Mutex, MutexGuard, wait_until};
 use crate::{Error, ErrorKind, Key, Result};
 
 /// No medium gains from more.
@@ -164,13 +163,10 @@ impl TierQueue {
         deadline: Instant,
         done: impl Fn(&Queue) -> bool,
     ) -> bool {
-        while !done(queue) {
-            if self.shared.ended.wait_until(queue, deadline).timed_out() {
-                queue.expire();
-                return done(queue);
-            }
+        wait_until(&self.shared.ended, queue, deadline, &done) || {
+            queue.expire();
+            done(queue)
         }
-        true
     }
 }
 

@@ -24,7 +24,7 @@ use super::libcuda::LibCuda;
 use crate::copy::{Direction, Outcome, check_numbers};
 use crate::pool::deadline;
 use crate::sync::thread::{self, JoinHandle};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard, wait_until};
 use crate::{Error, ErrorKind, HostPool, Result};
 
 /// What staging addresses and the kernels' vectors are multiples of.
@@ -251,7 +251,8 @@ impl GpuMover {
     pub fn drain(&self, timeout: Duration) -> Result<bool> {
         let mut queue = self.open()?;
         let deadline = deadline(timeout);
-        let drained = self.wait_until(&mut queue, deadline, |queue| queue.is_idle() || queue.has_lost());
+        let drained =
+            wait_until(&self.shared.ended, &mut queue, deadline, |queue| queue.is_idle() || queue.has_lost());
         queue.check_open()?;
         Ok(drained)
     }
@@ -264,13 +265,15 @@ impl GpuMover {
         let mut queue = self.shared.queue.lock();
         queue.phase = queue.phase.max(Phase::Closing);
         self.shared.work.notify_all();
-        let drained = self.wait_until(&mut queue, deadline, |queue| queue.is_idle() || !queue.thread_runs);
+        let drained = wait_until(&self.shared.ended, &mut queue, deadline, |queue| {
+            queue.is_idle() || !queue.thread_runs
+        });
         if !drained {
             queue.give_up();
             self.shared.ended.notify_all();
         }
         let limit = deadline.max(Instant::now() + STAGES_END_LIMIT);
-        let ended = self.wait_until(&mut queue, limit, |queue| !queue.thread_runs);
+        let ended = wait_until(&self.shared.ended, &mut queue, limit, |queue| !queue.thread_runs);
         if !ended {
             queue.phase = Phase::Abandoned;
         }
@@ -324,20 +327,6 @@ impl GpuMover {
     /// In a forked child the lock may be held by a thread that is not there: checked before each lock.
     fn check_process(&self) -> Result<()> {
         self.shared.ends.pool.owner().check("GpuMover")
-    }
-
-    fn wait_until(
-        &self,
-        queue: &mut MutexGuard<'_, Queue>,
-        deadline: Instant,
-        done: impl Fn(&Queue) -> bool,
-    ) -> bool {
-        while !done(queue) {
-            if self.shared.ended.wait_until(queue, deadline).timed_out() {
-                return done(queue);
-            }
-        }
-        true
     }
 }
 

@@ -110,7 +110,17 @@ struct Transfers<'a> {
     in_flight: usize,
 }
 
-impl Transfers<'_> {
+impl<'a> Transfers<'a> {
+    fn new(
+        lane: &'a mut dyn Lane,
+        files: &'a Files,
+        file: &'a File,
+        way: Way,
+        pieces: &'a mut [Piece],
+    ) -> Self {
+        Self { lane, files, file, way, pieces, in_flight: 0 }
+    }
+
     fn has_room(&self) -> bool {
         self.in_flight < DEPTH
     }
@@ -178,8 +188,7 @@ pub(super) fn write(
 ) -> io::Result<()> {
     let mut pieces = pieces(memory, WRITE_BYTES);
     let mut sum = space.seal.start();
-    let way = Way::ToFile;
-    let mut transfers = Transfers { lane, files, file, way, pieces: &mut pieces, in_flight: 0 };
+    let mut transfers = Transfers::new(lane, files, file, Way::ToFile, &mut pieces);
     for number in 0..transfers.pieces.len() {
         while !transfers.has_room() {
             transfers.ended(true)?;
@@ -191,7 +200,7 @@ pub(super) fn write(
     drop(transfers);
     header.seal(space, &sum.finish());
     let mut pieces = [header_piece(header)];
-    let mut transfers = Transfers { lane, files, file, way, pieces: &mut pieces, in_flight: 0 };
+    let mut transfers = Transfers::new(lane, files, file, Way::ToFile, &mut pieces);
     transfers.begin(0);
     transfers.ended(true).map(drop)
 }
@@ -209,8 +218,7 @@ pub(super) fn read(
         std::iter::once(header_piece(header)).chain(pieces(memory, READ_BYTES)).collect();
     let count = pieces.len();
     let mut sum = space.seal.start();
-    let way = Way::FromFile;
-    let mut transfers = Transfers { lane, files, file, way, pieces: &mut pieces, in_flight: 0 };
+    let mut transfers = Transfers::new(lane, files, file, Way::FromFile, &mut pieces);
     // Number 0 is the header, which is not under the payload's checksum.
     let (mut begun, mut summed) = (0, 1);
     while summed < count || transfers.in_flight > 0 {
