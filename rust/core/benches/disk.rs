@@ -4,32 +4,29 @@
 //! bursts that cloud disks allow, meet all), then criterion's figures. Set `LMCACHE_RS_BENCH_DIRECTORY` to a directory
 //! on the disk in question.
 
+mod chunks;
+
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::slice;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lmcache_core::{
-    Chunk, DiskConfig, DiskDirectory, DiskTier, Ended, HostPool, HostPoolConfig, Key, Namespace, RowMemory,
-    Seal, Space, TierQueue, TierQueueConfig,
+    Chunk, DiskConfig, DiskDirectory, DiskTier, Ended, HostPool, Namespace, RowMemory, Seal, Space,
+    TierQueue, TierQueueConfig,
 };
 
-/// A chunk of Qwen3-8B: 256 tokens in blocks of 16.
-const ROW_BYTES: usize = 36 * 2 * 16 * 8 * 128 * 2;
-const CHUNK_ROWS: usize = 16;
+use chunks::{CHUNK_ROWS, CHUNKS, ROW_BYTES, WAIT, key};
+
 const CHUNK_BYTES: usize = ROW_BYTES * CHUNK_ROWS;
-const CHUNKS: usize = 8;
 
 /// Rounds of the table; the median is shown.
 const ROUNDS: usize = 9;
-
-const WAIT: Duration = Duration::from_secs(600);
 
 /// Memory of all chunks, and where files go.
 struct Setup {
@@ -41,33 +38,7 @@ impl Setup {
     fn new() -> Self {
         let parent = env::var_os("LMCACHE_RS_BENCH_DIRECTORY")
             .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
-        let size_bytes = CHUNKS * CHUNK_BYTES;
-        let config =
-            HostPoolConfig { size_bytes, row_bytes: ROW_BYTES, prefault_threads: 2, huge_pages: true };
-        let pool = HostPool::new(&config).expect("memory");
-        assert!(pool.wait_prefaulted(WAIT).expect("here"), "{:?}", pool.prefault_error());
-        let setup = Self { pool, directory: tempfile::tempdir_in(parent).expect("a directory") };
-        for (number, word) in setup.bytes().chunks_exact_mut(8).enumerate() {
-            word.copy_from_slice(&(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-        }
-        setup
-    }
-
-    #[expect(clippy::mut_from_ref, reason = "one user at a time, as the benchmark goes")]
-    fn bytes(&self) -> &mut [u8] {
-        // SAFETY: the whole mapping; no other slice of it is used meanwhile.
-        unsafe { slice::from_raw_parts_mut(self.pool.base().as_ptr(), self.pool.size_bytes()) }
-    }
-
-    fn chunks(&self) -> Vec<Chunk> {
-        let chunk = |number: usize| {
-            let rows = (0..CHUNK_ROWS).map(|row| u32::try_from(number * CHUNK_ROWS + row).expect("few"));
-            // Not neighbours: each row is a piece of memory of its own.
-            let rows: Vec<u32> = rows.rev().collect();
-            let key = Key::from_bytes([u8::try_from(number).expect("few"); 32]);
-            Chunk { key, position: 0, memory: RowMemory::new(&self.pool, &rows).expect("valid") }
-        };
-        (0..CHUNKS).map(chunk).collect()
+        Self { pool: chunks::pool(), directory: tempfile::tempdir_in(parent).expect("a directory") }
     }
 
     fn path(&self, who: &Contender) -> PathBuf {
@@ -104,7 +75,7 @@ impl Contender {
         sync(&path);
         let start = Instant::now();
         if self.tier {
-            queue.store(0, setup.chunks()).expect("open");
+            queue.store(0, chunks::chunks(&setup.pool)).expect("open");
             wait(&queue);
         } else {
             self.run_plain(setup, |path, bytes| {
@@ -123,7 +94,7 @@ impl Contender {
         let queue = self.queue(setup);
         let start = Instant::now();
         if self.tier {
-            queue.load(0, setup.chunks()).expect("open");
+            queue.load(0, chunks::chunks(&setup.pool)).expect("open");
             wait(&queue);
         } else {
             self.run_plain(setup, |path, bytes| {
@@ -143,7 +114,7 @@ impl Contender {
     fn run_plain(&self, setup: &Setup, act: impl Fn(&Path, &mut [u8]) + Sync) {
         let path = setup.path(self);
         let mut chunks: Vec<(usize, &mut [u8])> =
-            setup.bytes().chunks_exact_mut(CHUNK_BYTES).enumerate().collect();
+            chunks::bytes(&setup.pool).chunks_exact_mut(CHUNK_BYTES).enumerate().collect();
         thread::scope(|scope| {
             while !chunks.is_empty() {
                 let share = chunks.split_off(chunks.len() - CHUNKS / self.threads);
@@ -168,9 +139,7 @@ impl Contender {
         let queue = TierQueue::new(Arc::new(tier), &config).expect("valid");
         if self.tier {
             let rows = RowMemory::new(&setup.pool, &[0]).expect("valid");
-            queue
-                .store(0, vec![Chunk { key: Key::from_bytes([255; 32]), position: 0, memory: rows }])
-                .expect("open");
+            queue.store(0, vec![Chunk { key: key(255), position: 0, memory: rows }]).expect("open");
             wait(&queue);
         }
         queue

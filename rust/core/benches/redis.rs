@@ -2,29 +2,26 @@
 //!
 //! Rounds in which all take turns; medians. Needs `redis-server`, or its path in `LMCACHE_RS_REDIS_SERVER`.
 
+mod chunks;
+
 use std::env;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::slice;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use lmcache_core::{
-    Chunk, Ended, HostPool, HostPoolConfig, Key, Namespace, RedisConfig, RedisTier, RowMemory, Seal, Space,
-    Tier, TierQueue, TierQueueConfig,
+    Ended, HostPool, Key, Namespace, RedisConfig, RedisTier, Seal, Space, Tier, TierQueue, TierQueueConfig,
 };
 
-/// A chunk of Qwen3-8B: 256 tokens in blocks of 16.
-const ROW_BYTES: usize = 36 * 2 * 16 * 8 * 128 * 2;
-const CHUNK_ROWS: usize = 16;
-const CHUNKS: usize = 8;
+use chunks::{CHUNKS, WAIT, key};
+
 const PART_BYTES: usize = 4 << 20;
 const ROUNDS: usize = 9;
-const WAIT: Duration = Duration::from_secs(600);
 
 /// A server of the benchmark's own.
 struct Server {
@@ -86,38 +83,13 @@ struct Setup {
 
 impl Setup {
     fn new() -> Self {
-        let size_bytes = CHUNKS * CHUNK_ROWS * ROW_BYTES;
-        let config =
-            HostPoolConfig { size_bytes, row_bytes: ROW_BYTES, prefault_threads: 2, huge_pages: true };
-        let pool = HostPool::new(&config).expect("memory");
-        assert!(pool.wait_prefaulted(WAIT).expect("here"), "{:?}", pool.prefault_error());
-        let setup = Self { server: Server::start(), pool };
-        for (number, word) in setup.bytes().chunks_exact_mut(8).enumerate() {
-            word.copy_from_slice(&(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-        }
-        setup
-    }
-
-    #[expect(clippy::mut_from_ref, reason = "one user at a time, as the benchmark goes")]
-    fn bytes(&self) -> &mut [u8] {
-        // SAFETY: the whole mapping; no other slice of it is used meanwhile.
-        unsafe { slice::from_raw_parts_mut(self.pool.base().as_ptr(), self.pool.size_bytes()) }
-    }
-
-    fn chunks(&self) -> Vec<Chunk> {
-        let chunk = |number: usize| {
-            let rows = (0..CHUNK_ROWS).map(|row| u32::try_from(number * CHUNK_ROWS + row).expect("few"));
-            // Not neighbours: each row is a piece of memory of its own.
-            let rows: Vec<u32> = rows.rev().collect();
-            Chunk { key: key(number), position: 0, memory: RowMemory::new(&self.pool, &rows).expect("valid") }
-        };
-        (0..CHUNKS).map(chunk).collect()
+        Self { server: Server::start(), pool: chunks::pool() }
     }
 
     /// Sets one value a part, the next while the last is not answered.
     fn raw_set(&self) {
         let mut stream = self.server.connect();
-        let parts = self.bytes().chunks(PART_BYTES).enumerate();
+        let parts = chunks::bytes(&self.pool).chunks(PART_BYTES).enumerate();
         let mut count = 0;
         for (number, part) in parts {
             let name = format!("part{number}");
@@ -133,7 +105,7 @@ impl Setup {
     /// Gets one value a part, as many asked for in advance as the tier asks for.
     fn raw_get(&self) {
         let mut stream = self.server.connect();
-        let parts: Vec<&mut [u8]> = self.bytes().chunks_mut(PART_BYTES).collect();
+        let parts: Vec<&mut [u8]> = chunks::bytes(&self.pool).chunks_mut(PART_BYTES).collect();
         let count = parts.len();
         let ask = |stream: &mut BufReader<TcpStream>, number: usize| {
             if number < count {
@@ -162,10 +134,6 @@ impl Setup {
     }
 }
 
-fn key(number: usize) -> Key {
-    Key::from_bytes([u8::try_from(number).expect("few"); 32])
-}
-
 fn wait(queue: &TierQueue) {
     assert!(queue.drain(WAIT).expect("open"));
     for outcome in queue.poll().expect("open") {
@@ -192,11 +160,11 @@ fn table(setup: &Setup) {
             setup.server.flush();
             let queue = setup.queue(threads);
             times[2 + threads].push(seconds(|| {
-                queue.store(0, setup.chunks()).expect("open");
+                queue.store(0, chunks::chunks(&setup.pool)).expect("open");
                 wait(&queue);
             }));
             times[4 + threads].push(seconds(|| {
-                queue.load(0, setup.chunks()).expect("open");
+                queue.load(0, chunks::chunks(&setup.pool)).expect("open");
                 wait(&queue);
             }));
         }
@@ -217,7 +185,7 @@ fn redis(criterion: &mut Criterion) {
         table(&setup);
     }
     let tier = setup.tier();
-    for chunk in setup.chunks() {
+    for chunk in chunks::chunks(&setup.pool) {
         tier.put(&chunk).expect("up");
     }
     let keys: Vec<Key> = (0..40).map(|number| key(number % CHUNKS)).collect();
