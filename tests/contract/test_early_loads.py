@@ -80,25 +80,17 @@ def test_a_request_computes_with_a_load_that_has_not_ended(ranks: int) -> None:
     engine.assert_idle()
 
 
-def test_blocks_of_an_aborted_request_wait_for_the_load() -> None:
+@pytest.mark.parametrize("reset", [False, True])
+def test_blocks_of_an_aborted_request_wait_for_the_load(reset: bool) -> None:
     engine = engine_with_late_loads(blocks=16)
     engine.run(Request("first", prompt(1, 10 * BLOCK)))
     repeat = Request("second", prompt(1, 10 * BLOCK))
     until_received(engine, repeat)
     free = len(engine.pool.free)
     engine.abort(repeat)
+    if reset:
+        engine.scheduler.clear()
     assert len(engine.pool.free) <= free + 1, "blocks are free that a load still writes"
-    engine.run(*(Request(f"r{i}", prompt(10 + i, 3 * BLOCK)) for i in range(4)))
-    engine.assert_idle()
-
-
-def test_a_reset_leaves_blocks_that_are_being_loaded_alone() -> None:
-    engine = engine_with_late_loads(blocks=16)
-    engine.run(Request("first", prompt(1, 10 * BLOCK)))
-    repeat = Request("second", prompt(1, 10 * BLOCK))
-    until_received(engine, repeat)
-    engine.abort(repeat)
-    engine.scheduler.clear()
     engine.run(*(Request(f"r{i}", prompt(10 + i, 3 * BLOCK)) for i in range(4)))
     engine.assert_idle()
 

@@ -9,7 +9,6 @@ from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup
 from lmcache_rs.connector.orders import BrokenLoad, LoadOrder
 from lmcache_rs.connector.requests import Plan, Record
-from lmcache_rs.connector.stats import Counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +23,10 @@ class Offer:
 class Admission:
     """Holds offers until vLLM takes them up, and the loads that came of them until the step is ordered."""
 
-    def __init__(self, lookup: Lookup, ledger: Ledger, groups: Groups, counters: Counters) -> None:
+    def __init__(self, lookup: Lookup, ledger: Ledger, groups: Groups) -> None:
         self._lookup = lookup
         self._ledger = ledger
         self._groups = groups
-        self._counters = counters
         self._offers: dict[str, Offer] = {}
         self._loads: list[LoadOrder] = []
         self._broken: list[BrokenLoad] = []

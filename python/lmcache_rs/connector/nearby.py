@@ -6,7 +6,7 @@ from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 
 
 class Nearby(Protocol):
-    """The engine's only worker, where it lives in this process."""
+    """What the scheduler side asks of it between two steps."""
 
     def take_acks(self) -> WorkerAcks | None:
         """Its answers. They need not wait for a step's output, which with overlapping steps comes two steps late."""

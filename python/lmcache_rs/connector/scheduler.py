@@ -53,7 +53,7 @@ class SchedulerSide:
         self._lookup = Lookup(
             self.index, geometry.block_size, geometry.slot_bytes, rules, counters, tail_hash
         )
-        self._admission = Admission(self._lookup, self._ledger, groups, counters)
+        self._admission = Admission(self._lookup, self._ledger, groups)
         self._planner = StorePlanner(
             self.index,
             groups,
