@@ -1,11 +1,12 @@
 """LMCacheConnectorV1: vLLM's hooks, each behind the barrier, handed on to the scheduler or the worker side."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lmcache_rs.connector import vllm_api as api
 from lmcache_rs.connector.barrier import Barrier, guard
 from lmcache_rs.connector.metrics import LMCachePromMetrics, LMCacheStats
-from lmcache_rs.connector.orders import StepOrders
+from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.scheduler import PlanningError
 from lmcache_rs.connector.sides import Sides, build
 from lmcache_rs.log import init_logger
@@ -170,21 +171,18 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: None, repair=lambda self, output: self._acknowledge_later(output))
     def update_connector_output(self, connector_output: Any) -> None:
         """The workers' answers of a step."""
-        if self._scheduler is None:
-            return
-        answer = connector_output.kv_connector_worker_meta
-        if isinstance(answer, api.WorkerMetadata):
-            self._scheduler.acknowledge(answer.acks)
-        if connector_output.finished_recving:
-            self._scheduler.received(connector_output.finished_recving)
+        if self._scheduler is not None:
+            self._take_output(connector_output, self._scheduler.acknowledge)
 
     def _acknowledge_later(self, connector_output: Any) -> None:
+        if self._scheduler is not None:
+            self._take_output(connector_output, self._scheduler.acknowledge_later)
+
+    def _take_output(self, connector_output: Any, acknowledge: Callable[[WorkerAcks], None]) -> None:
         answer = connector_output.kv_connector_worker_meta
-        if self._scheduler is None:
-            return
         if isinstance(answer, api.WorkerMetadata):
-            self._scheduler.acknowledge_later(answer.acks)
-        if connector_output.finished_recving:
+            acknowledge(answer.acks)
+        if self._scheduler is not None and connector_output.finished_recving:
             self._scheduler.received(connector_output.finished_recving)
 
     @guard(lambda: (False, None), repair=lambda self, request, _: self._drop_request(request))
