@@ -1,5 +1,6 @@
 //! What every tier promises, as tests that each of them runs.
 
+use std::sync::Barrier;
 use std::thread;
 
 use super::rows::key;
@@ -27,7 +28,7 @@ macro_rules! tests {
             what_is_stored_is_loaded, nothing_is_found_that_was_not_stored, a_chunk_is_there_when_all_ranks_are,
             storing_again_moves_no_byte, changed_lengths_are_refused, flipped_bits_are_refused,
             values_in_the_place_of_others_are_refused, a_reset_reaches_every_process, lost_records_bring_nothing_back,
-            values_without_the_secret_are_refused, many_threads_see_whole_values);
+            values_without_the_secret_are_refused, many_threads_see_whole_values, first_stores_share_a_generation);
 
         /// The long form.
         #[test]
@@ -287,4 +288,24 @@ pub(crate) fn many_threads_see_whole_values(rig: &dyn Rig) {
         }
     });
     assert_eq!(tier.present(&[0, 1, 2, 3, 4].map(key)), Ok(vec![true; 5]));
+}
+
+/// Whoever comes first to an empty medium, nobody's value is lost to another's generation.
+pub(crate) fn first_stores_share_a_generation(rig: &dyn Rig) {
+    let rows = Rows::new(1, 4096);
+    for round in 0..5 {
+        let mine = space(&format!("first stores {round}"));
+        let together = Barrier::new(4);
+        thread::scope(|scope| {
+            for name in 0..4 {
+                let (rows, together) = (&rows, &together);
+                scope.spawn(move || {
+                    let tier = rig.open(mine);
+                    together.wait();
+                    tier.put(&rows.chunk(name, &[0])).expect("stored");
+                });
+            }
+        });
+        assert_eq!(rig.open(mine).present(&[0, 1, 2, 3].map(key)), Ok(vec![true; 4]));
+    }
 }

@@ -63,6 +63,19 @@ impl MemoryTier {
         decode_record(&self.space, self.medium.0.lock().records.get(&self.namespace())?)
     }
 
+    /// Under one lock: of several first stores all write to the same generation.
+    fn generation_or_new(&self) -> Result<Generation, Refusal> {
+        let records = &mut self.medium.0.lock().records;
+        if let Some(generation) =
+            records.get(&self.namespace()).and_then(|record| decode_record(&self.space, record))
+        {
+            return Ok(generation);
+        }
+        let generation = Generation::draw()?;
+        records.insert(self.namespace(), encode_record(&self.space, generation).to_vec());
+        Ok(generation)
+    }
+
     fn verify(&self, value: &[u8], expected: &Header, bytes: usize) -> Result<(), Reason> {
         if value.len() != HEADER_BYTES + bytes {
             return Err(Reason::Truncated);
@@ -76,10 +89,7 @@ impl MemoryTier {
 
 impl Tier for MemoryTier {
     fn put(&self, chunk: &Chunk) -> Result<Stored, Refusal> {
-        if self.generation().is_none() {
-            self.reset()?;
-        }
-        let generation = self.generation().ok_or(Reason::Internal)?;
+        let generation = self.generation_or_new()?;
         let name = self.name(generation, &chunk.key, self.space.rank);
         if self.medium.0.lock().values.contains_key(&name) {
             return Ok(Stored::Present);
