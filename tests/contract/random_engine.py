@@ -41,7 +41,7 @@ class RandomEngine(Queues):
             side.worker_nearby = self.ranks.workers[0]
         if shape.layered:
             side._lookup._rules = dataclasses.replace(side._lookup._rules, layered_bytes_min=1)
-        side._planner.plan = self._failing(side._planner.plan)
+        side._storing._planner.plan = self._failing(side._storing._planner.plan)
         side._ledger.open_load = self._failing(side._ledger.open_load)
         self.wrong: list[str] = []
         self._pipeline: deque[Step] = deque()
@@ -64,7 +64,7 @@ class RandomEngine(Queues):
 
     def reset(self, clear: bool) -> None:
         planned = {order.job for step in self._pipeline for order in step.orders.stores}
-        planned |= {order.job for order in self.scheduler._late_stores}
+        planned |= {order.job for order in self.scheduler._storing._late}
         for mover in self.ranks.movers:
             mover.excused |= mover.stores() | planned
         self.pool.reset_prefix_cache()

@@ -227,7 +227,7 @@ def test_a_request_that_missed_a_step_is_not_stored_again() -> None:
     settle(engine)
     mover = failing(engine, late=True)
     victim = engine.add(Request("victim", prompt(1, 24) + prompt(2, 3), max_tokens=30))
-    planner = engine.scheduler.side._planner
+    planner = engine.scheduler.side._storing._planner
     plan, planner.plan = planner.plan, lambda *_: 1 / 0
     engine.step()
     planner.plan = plan

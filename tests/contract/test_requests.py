@@ -203,7 +203,7 @@ def test_a_failed_store_is_forgotten() -> None:
 def test_planning_that_fails_still_ends_promised_loads() -> None:
     engine = ToyEngine(extra=ASYNC)
     engine.run(Request("first", prompt(1, 50)))
-    planner = engine.scheduler._planner
+    planner = engine.scheduler._storing._planner
     plan = planner.plan
     planner.plan = lambda *_: 1 / 0
     repeat = Request("second", prompt(1, 50))

@@ -14,11 +14,12 @@ from lmcache_rs.connector.late import LateAcks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, TailHash
 from lmcache_rs.connector.nearby import Nearby
-from lmcache_rs.connector.orders import StepOrders, StoreOrder, WorkerAcks
-from lmcache_rs.connector.requests import Record, follow_tables, request_options
+from lmcache_rs.connector.orders import StepOrders, WorkerAcks
+from lmcache_rs.connector.requests import Record, request_options
 from lmcache_rs.connector.rules import Roles, lookup_rules
 from lmcache_rs.connector.stats import Counters
-from lmcache_rs.connector.stores import StorePlanner, StoreRules, final_tokens
+from lmcache_rs.connector.stores import StorePlanner, StoreRules
+from lmcache_rs.connector.storing import Storing
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
@@ -54,7 +55,7 @@ class SchedulerSide:
             self.index, geometry.block_size, geometry.slot_bytes, rules, counters, tail_hash
         )
         self._admission = Admission(self._lookup, self._ledger, groups)
-        self._planner = StorePlanner(
+        planner = StorePlanner(
             self.index,
             groups,
             StoreRules(config.save_decode_cache, config.tails, config.skip_last_n_tokens),
@@ -63,10 +64,9 @@ class SchedulerSide:
             self._lookup,
             counters,
         )
+        self._storing = Storing(planner, groups, config.save_decode_cache)
         self._space = KeySpace(hash_algorithm)
         self._records: dict[str, Record] = {}
-        self._storing: dict[str, Record] = {}
-        self._late_stores: list[StoreOrder] = []
         self._late_acks = LateAcks(self.acknowledge)
         self._step = 0
         self._closed = False
@@ -128,8 +128,7 @@ class SchedulerSide:
         When this fails, `break_promise` must follow.
         """
         record = self._records.get(request.request_id) or self.add_request(request)
-        if record.may_store:
-            self._storing[record.id] = record
+        self._storing.admit(record)
         self._admission.admit(self._step, record, block_ids, tokens)
 
     def break_promise(self, request_id: str, block_ids: list[int], tokens: int) -> None:
@@ -139,14 +138,12 @@ class SchedulerSide:
     def take_orders(self) -> StepOrders:
         """What is ordered whatever else this step brings: promised loads above all."""
         joins = self._ledger.take_joins()
-        stores, self._late_stores = self._late_stores, []
         loads, broken = self._admission.take()
-        return StepOrders(loads, stores, broken, joins)
+        return StepOrders(loads, self._storing.take_late(), broken, joins)
 
     def rescue_orders(self) -> StepOrders:
         """The orders of a step that could not be planned at all."""
-        # Until they are admitted again: their tables are not followed any more.
-        self._storing.clear()
+        self._storing.stop()
         return self.take_orders()
 
     def plan_step(self, scheduled: Any) -> StepOrders:
@@ -159,16 +156,15 @@ class SchedulerSide:
             self._ask_nearby()
             if self.worker_nearby is not None:
                 self.worker_nearby.start_loads(orders)
-            if self._storing:
-                self._plan_stores(scheduled, orders.stores)
+            resting = self.frozen or self._resting()
+            self._storing.plan(self._step, scheduled, resting, orders.stores)
         except BaseException as error:
             if not is_survivable(error):
                 raise
             # Loads and late stores are ordered already; what was planned here is taken back.
             planned = orders.stores[late:]
             del orders.stores[late:]
-            # Until they are admitted again: their tables are not followed any more.
-            self._storing.clear()
+            self._storing.stop()
             self._ledger.undo(planned)
             self.counters.add("dropped_stores:planning")
             raise PlanningError(orders) from error
@@ -178,44 +174,20 @@ class SchedulerSide:
         """Whether nothing is looked up or stored: closed, or turned off for a while."""
         return self._closed or self._barrier.is_off()
 
-    def _plan_stores(self, scheduled: Any, stores: list[StoreOrder]) -> None:
-        storing, counts = self._storing, scheduled.num_scheduled_tokens
-        resting = self.frozen or self._resting()
-        computed = follow_tables(storing, scheduled, self.groups)
-        for request_id, before in computed.items():
-            record = storing[request_id]
-            record.awaits_load = False
-            after = before + counts.get(request_id, 0)
-            order = None if resting else self._planner.plan(self._step, record, after)
-            if order is not None:
-                stores.append(order)
-            # While it loads it may have to be computed, and stored, again.
-            if self._planner.finished(record, after) and not record.loading:
-                del storing[request_id]
-
     def finish_request(self, request: Any, block_ids: list[int]) -> None:
         """The request ended; its blocks are freed after this. Stores what it generated, if asked to."""
         record = self._records.get(request.request_id)
         if record is None:
             return
         try:
-            self._store_generated(record, block_ids)
+            if not (self.frozen or self._resting()):
+                self._storing.finish(self._step + 1, record, block_ids)
         finally:
             self.drop_request(record.id)
 
-    def _store_generated(self, record: Record, block_ids: list[int]) -> None:
-        computed = record.id in self._storing and not (record.loading or record.awaits_load)
-        if not computed or not self._config.save_decode_cache or self.frozen or self._resting():
-            return
-        record.table = list(block_ids)
-        # Ordered with the next step, which runs after the last one that computed anything of this request.
-        order = self._planner.plan(self._step + 1, record, final_tokens(record.request))
-        if order is not None:
-            self._late_stores.append(order)
-
     def drop_request(self, request_id: str) -> None:
         """Forget the request, and what was kept or offered for it. Loads and stores in flight end by themselves."""
-        self._storing.pop(request_id, None)
+        self._storing.drop(request_id)
         self._admission.withdraw(request_id)
         record = self._records.pop(request_id, None)
         if record is not None:
@@ -243,7 +215,7 @@ class SchedulerSide:
 
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""
-        return bool(self._late_stores) or self._ledger.busy
+        return self._storing.has_orders or self._ledger.busy
 
     def frees_blocks_soon(self) -> bool:
         """Whether held blocks will come back without a preemption."""
