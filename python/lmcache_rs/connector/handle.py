@@ -38,7 +38,7 @@ class EngineHandle:
 
     def clear(self) -> int:
         """Forget all stored KV. Returns rows forgotten; 0 where the index lives in another process."""
-        return self._scheduler.clear() if self._scheduler is not None else 0
+        return self._scheduler.clear()[0] if self._scheduler is not None else 0
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop storing (hits are still served), or start again."""

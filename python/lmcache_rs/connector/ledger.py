@@ -1,9 +1,7 @@
 """Jobs the workers were ordered to do and have not all acknowledged, and what ends with them."""
 
-import itertools
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,6 +9,7 @@ from lmcache_rs._core import Index, Lease, Reservation
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
+from lmcache_rs.connector.jobs import LoadJob, StoreJob
 from lmcache_rs.connector.orders import BrokenLoad, JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
 from lmcache_rs.connector.requests import Record
 from lmcache_rs.connector.stats import Counters
@@ -22,52 +21,17 @@ STEPPING_S_MAX = 5.0
 """An engine with nothing else to do keeps stepping for an acknowledgement at most this long."""
 
 
-@dataclass(slots=True)
-class StoreJob:
-    """Rows being written. `table` is the request's block table: a failed load of one of its blocks voids the job."""
-
-    id: int
-    step: int
-    record: Record
-    reservation: Reservation
-    held: list[Any]
-    table: list[int]
-    tokens: int
-    since: float
-    result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
-    void: bool = False
-    orphan: bool = False
-    """The request has gone: nobody but this job needs the blocks."""
-
-
-@dataclass(slots=True)
-class LoadJob:
-    """Rows being read. The lease keeps them; `first` is the position of the first one loaded. None: a broken load.
-
-    The blocks of an asynchronous one are held: the worker may tell vLLM that it has ended shortly before it has.
-    """
-
-    id: int
-    step: int
-    record: Record
-    lease: Lease | None
-    first: int
-    blocks: Numbers
-    held: list[Any]
-    end_tokens: int
-    asynchronous: bool
-    since: float
-    result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
-    orphan: bool = False
-    joined: bool = False
-    """Steps may read the blocks of an asynchronous one before its answer is here."""
-
-
 class Ledger:
     """Opens jobs, collects what the ranks say, and ends each job once, whatever becomes of the others."""
 
     def __init__(
-        self, index: Index, held: HeldBlocks, geometry: Geometry, counters: Counters, barrier: Barrier
+        self,
+        index: Index,
+        held: HeldBlocks,
+        geometry: Geometry,
+        counters: Counters,
+        barrier: Barrier,
+        ids: Iterator[int],
     ) -> None:
         self._barrier = barrier
         self._index = index
@@ -75,10 +39,12 @@ class Ledger:
         self._ranks = geometry.ranks
         self._rows_per_slot = len(geometry.groups)
         self._counters = counters
-        self._ids = itertools.count(1)
+        self._ids = ids
         self._stores: dict[int, StoreJob] = {}
         self._loads: dict[int, LoadJob] = {}
         self._joins: list[int] = []
+        self.on_stored: Callable[[StoreJob], None] = lambda job: None
+        """Called with each store whose rows can be found from now on."""
 
     def open_store(
         self, step: int, record: Record, reservation: Reservation, rows: Numbers, blocks: Numbers, tokens: int
@@ -275,6 +241,7 @@ class Ledger:
         job.reservation.commit()
         self._counters.add("stored_tokens", job.tokens)
         self._count("store", job.record.user_id, job.result)
+        self.on_stored(job)
 
     def _release(self, job: StoreJob | LoadJob) -> None:
         held, job.held = job.held, []

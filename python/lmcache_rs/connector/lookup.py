@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lmcache_rs._core import Index, Match
+from lmcache_rs.connector.chunks import Chain
 from lmcache_rs.connector.requests import Plan, Record
 from lmcache_rs.connector.rules import LookupRules
 from lmcache_rs.connector.stats import Counters
@@ -100,6 +101,17 @@ class Lookup:
                 return None
             record.tail = (num_tokens, tail)
         return record.tail[1]
+
+    def chain(self, record: Record) -> Chain:
+        """What of the request's prompt is stored and looked for."""
+        request, size, rules = record.request, self._block_size, self._rules
+        prompt = request.num_prompt_tokens
+        end = max(0, prompt - rules.skip_last_tokens) // size
+        partial = (
+            rules.tails and not rules.skip_last_tokens and prompt % size and request.num_tokens == prompt
+        )
+        tail = self.tail(record, prompt - prompt % size) if partial else None
+        return Chain(request.block_hashes[:end], tail)
 
     def _match(self, record: Record) -> Match:
         request, size = record.request, self._block_size

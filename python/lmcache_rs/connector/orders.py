@@ -46,6 +46,27 @@ class BrokenLoad:
 
 
 @dataclass(slots=True)
+class TierOrder:
+    """Move chunks between rows and the tier called `tier`. Chunk i has the job number `job` + i.
+
+    `keys`: 32 bytes a chunk; `positions`: its number in its prefix; `counts`: its number of rows; `rows`: those of all
+    chunks, one chunk after the other.
+    """
+
+    job: int
+    tier: str
+    keys: bytes
+    positions: Numbers
+    counts: Numbers
+    rows: Numbers
+
+    @property
+    def jobs(self) -> range:
+        """The job numbers of its chunks."""
+        return range(self.job, self.job + len(self.counts))
+
+
+@dataclass(slots=True)
 class StepOrders:
     """The orders of one scheduler step, the same for every rank."""
 
@@ -54,6 +75,10 @@ class StepOrders:
     broken: list[BrokenLoad] = field(default_factory=list)
     joins: list[int] = field(default_factory=list)
     """Loads that a forward may read from now on, told to vLLM as received while they were ending."""
+    fetches: list[TierOrder] = field(default_factory=list)
+    """From a tier into rows."""
+    writes: list[TierOrder] = field(default_factory=list)
+    """From rows to a tier."""
     idle: bool = False
     """No request computes anything in this step. vLLM up to 0.30 does not call the hook that stores then."""
 

@@ -1,6 +1,7 @@
 """The scheduler side: decides what is loaded and stored, in vLLM's scheduler process, on its main thread."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmcache_rs._core import Index, KeySpace
@@ -20,6 +21,8 @@ from lmcache_rs.connector.rules import Roles, lookup_rules
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.stores import StorePlanner, StoreRules
 from lmcache_rs.connector.storing import Storing
+from lmcache_rs.connector.tiering import Tiering, tiering_rules
+from lmcache_rs.connector.tiers import OpenTier
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
@@ -37,6 +40,7 @@ class SchedulerSide:
         tail_hash: TailHash,
         counters: Counters,
         barrier: Barrier,
+        tiers: Mapping[str, OpenTier] | None = None,
     ) -> None:
         self._barrier = barrier
         self._geometry = geometry
@@ -50,7 +54,8 @@ class SchedulerSide:
         self.frozen = config.freeze
         rules = lookup_rules(config, geometry.device, asynchronous_only=not groups.plain)
         self._held = HeldBlocks(config.max_held_blocks_percent / 100)
-        self._ledger = Ledger(self.index, self._held, geometry, counters, barrier)
+        ids = itertools.count(1)
+        self._ledger = Ledger(self.index, self._held, geometry, counters, barrier, ids)
         self._lookup = Lookup(
             self.index, geometry.block_size, geometry.slot_bytes, rules, counters, tail_hash
         )
@@ -65,6 +70,10 @@ class SchedulerSide:
             counters,
         )
         self._storing = Storing(planner, groups, config.save_decode_cache)
+        self._tiering = Tiering(
+            self.index, geometry, self._lookup, tiers or {}, tiering_rules(config), counters, barrier, ids
+        )
+        self._ledger.on_stored = self._tiering.stored
         self._space = KeySpace(hash_algorithm)
         self._records: dict[str, Record] = {}
         self._late_acks = LateAcks(self.acknowledge)
@@ -102,8 +111,8 @@ class SchedulerSide:
             may_store=self._roles.may_store and nameable and wanted and not self._config.force_skip_save,
         )
         self._records[record.id] = record
-        if record.may_load and not self._resting():
-            self.index.match(record.space, request.block_hashes)
+        if nameable and not self._resting():
+            self._tiering.arrived(record)
         return record
 
     def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
@@ -116,6 +125,9 @@ class SchedulerSide:
         if self._barrier.is_off():
             self._lookup.decline(record, num_computed, "turned_off")
             return 0, False
+        self._tiering.poll()
+        if self._tiering.waits(record):
+            return None, False
         alone, beside = len(self._records) == 1, self._ledger.loads_beside
         tokens, asynchronous = self._lookup.answer(record, num_computed, alone, beside)
         if tokens:
@@ -129,6 +141,7 @@ class SchedulerSide:
         """
         record = self._records.get(request.request_id) or self.add_request(request)
         self._storing.admit(record)
+        self._tiering.forget(record)
         self._admission.admit(self._step, record, block_ids, tokens)
 
     def break_promise(self, request_id: str, block_ids: list[int], tokens: int) -> None:
@@ -154,9 +167,10 @@ class SchedulerSide:
         try:
             orders.idle = not scheduled.num_scheduled_tokens
             self._ask_nearby()
+            resting = self.frozen or self._resting()
+            self._tiering.plan_step(scheduled.num_scheduled_tokens, orders, resting)
             if self.worker_nearby is not None:
                 self.worker_nearby.start_loads(orders)
-            resting = self.frozen or self._resting()
             self._storing.plan(self._step, scheduled, resting, orders.stores)
         except BaseException as error:
             if not is_survivable(error):
@@ -193,9 +207,11 @@ class SchedulerSide:
         if record is not None:
             self._lookup.forget(record)
             self._ledger.orphan(record)
+            self._tiering.forget(record)
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""
+        self._tiering.acknowledge(acks)
         self._ledger.acknowledge(acks)
 
     def acknowledge_later(self, acks: WorkerAcks) -> None:
@@ -215,17 +231,22 @@ class SchedulerSide:
 
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""
-        return self._storing.has_orders or self._ledger.busy
+        return self._storing.has_orders or self._tiering.has_orders or self._ledger.busy
 
     def frees_blocks_soon(self) -> bool:
         """Whether held blocks will come back without a preemption."""
         return self._ledger.holds_blocks
 
-    def clear(self) -> int:
-        """Forget everything that is stored, and every answer given but not used. Returns rows forgotten.
+    def clear(self) -> tuple[int, bool]:
+        """Forget everything that is stored, and every answer given but not used.
 
-        When that fails nothing is found any more: vLLM may have asked because the model has other weights now.
+        Returns rows forgotten, and whether every slower tier has forgotten too; one that has not is not used until it
+        has. When RAM cannot be cleared nothing is found any more: the model may have other weights now.
         """
+        rows = self._forget()
+        return rows, self._tiering.clear()
+
+    def _forget(self) -> int:
         try:
             for record in self._records.values():
                 self._lookup.forget(record)
@@ -243,6 +264,8 @@ class SchedulerSide:
         """Counts since the last call, if any, with what the pool holds now."""
         stats = self.index.stats()
         self.counters.set("evictions", stats["evictions"])
+        if self._tiering.writes_any:
+            self.counters.set("unsaved_evictions", stats["unsaved_evictions"])
         news = self.counters.take()
         if news:
             used, slot_bytes = stats["rows"] - stats["free"], self._geometry.slot_bytes
@@ -251,10 +274,11 @@ class SchedulerSide:
         return news
 
     def close(self) -> None:
-        """Nothing is found or stored from now on; what was promised still ends."""
+        """Nothing is found or stored from now on; what was promised still ends. Slower tiers keep what they have."""
         if not self._closed:
-            self.clear()
+            self._forget()
             self.shut()
+        self._tiering.close()
 
 
 class PlanningError(Exception):

@@ -217,10 +217,15 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
 
     @guard(lambda: False, repair=lambda self: self._shut())
     def reset_cache(self) -> bool:
-        """Forget everything that is stored: `reset_prefix_cache(reset_connector=True)`. A failure ends the cache."""
-        if self._scheduler is not None:
-            logger.info("Forgetting all stored KV: %d rows", self._scheduler.clear())
-        return True
+        """Forget everything that is stored: `reset_prefix_cache(reset_connector=True)`. A failure ends the cache.
+
+        False also when a slower tier could not be told; it is not used until it was.
+        """
+        if self._scheduler is None:
+            return True
+        rows, complete = self._scheduler.clear()
+        logger.info("Forgetting all stored KV: %d rows", rows)
+        return complete
 
     def _shut(self) -> None:
         if self._scheduler is not None:

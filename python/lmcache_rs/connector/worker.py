@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.layered import LayeredLoads
 from lmcache_rs.connector.mover import DRAIN_S_MAX, SPOILED_S_MAX, Mover
 from lmcache_rs.connector.orders import (
     BrokenLoad,
@@ -17,6 +18,7 @@ from lmcache_rs.connector.orders import (
     WorkerAcks,
 )
 from lmcache_rs.connector.pace import Pace
+from lmcache_rs.connector.tier_worker import TierWorker
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
@@ -33,7 +35,8 @@ class WorkerSide:
         self._barrier = barrier
         self._pace = pace
         self._mover: Mover | None = None
-        self._layers: Mapping[str, int] = {}
+        self._layered = LayeredLoads({})
+        self._tiers = TierWorker(None, {}, barrier)
         self._rows_unreported = False
         self._orders = StepOrders()
         self._begun: set[int] = set()
@@ -45,8 +48,6 @@ class WorkerSide:
         self._sync_loads: dict[int, LoadOrder | BrokenLoad] = {}
         self._early: set[int] = set()
         """Asynchronous loads told to vLLM as ended, shortly before they are."""
-        self._unjoined: list[tuple[LoadOrder, set[int]]] = []
-        """Loads by layers, with the layers that the forward has not waited for."""
         self._acks: dict[int, JobResult] = {}
         self._received: set[str] = set()
         self._failed: dict[str, Numbers] = {}
@@ -58,13 +59,14 @@ class WorkerSide:
         """Asynchronous loads in flight."""
         return len(self._async_loads)
 
-    def attach(self, mover: Mover | None, layers: Mapping[str, int]) -> None:
-        """Take the mover made for the registered KV caches, and the numbers of their layers in it.
+    def attach(self, mover: Mover | None, layers: Mapping[str, int], tiers: TierWorker | None = None) -> None:
+        """Take the mover made for the registered KV caches, the numbers of their layers in it, and the slower tiers.
 
         None: this rank has none, every job fails.
         """
         self._mover = mover
-        self._layers = layers
+        self._layered = LayeredLoads(layers)
+        self._tiers = tiers or self._tiers
         self._rows_unreported = True
 
     def start_loads(self, orders: StepOrders) -> None:
@@ -73,6 +75,7 @@ class WorkerSide:
             if self._begins(order):
                 with self._or_failed("load", order.job):
                     self._start(order)
+        self._tiers.start(orders)
 
     def begin_step(self, orders: StepOrders) -> None:
         """The earliest hook of a step on the worker: report the loads that cannot be ordered. Idempotent."""
@@ -91,7 +94,7 @@ class WorkerSide:
             if order.asynchronous:
                 continue
             if by_layers and order.by_layers and order.job in self._sync_loads:
-                self._unjoined.append((order, set(self._layers.values())))
+                self._layered.add(order)
             else:
                 self._join(order.job)
         if any(not order.asynchronous for order in orders.loads):
@@ -100,12 +103,8 @@ class WorkerSide:
 
     def before_layer(self, name: str) -> None:
         """The forward reads this layer next; it may ask again, from another stream."""
-        layer = self._layers.get(name)
-        if layer is None:
-            return
-        for order, missing in self._unjoined:
-            self._require_mover().join_load(order.job, layer)
-            missing.discard(layer)
+        for job, layer in self._layered.waited_for(name):
+            self._require_mover().join_load(job, layer)
 
     def after_forward(self, orders: StepOrders) -> None:
         """The step's KV is computed: store. Idempotent."""
@@ -161,7 +160,8 @@ class WorkerSide:
             self._barrier.report("drain", error)
 
     def close(self) -> None:
-        """End the mover; what it had not finished has failed."""
+        """End the tiers and the mover; what they had not finished has failed."""
+        self._tiers.close()
         mover, self._mover = self._mover, None
         if mover is not None:
             ended = mover.close()
@@ -179,6 +179,7 @@ class WorkerSide:
             return
         before, self._orders = self._orders, orders
         self._pace.step()
+        self._tiers.leave(before)
         jobs: list[Order] = [*before.broken, *before.loads, *before.stores]
         self._fail_rest(jobs)
         self._begun.difference_update(order.job for order in jobs)
@@ -239,12 +240,10 @@ class WorkerSide:
 
     def _settle_layers(self) -> None:
         """The forward was submitted. Loads of which it did not ask for every layer count as failed."""
-        unjoined, self._unjoined = self._unjoined, []
-        for order, missing in unjoined:
-            if missing:
-                error = RuntimeError(f"vLLM's forward did not wait for {len(missing)} layers of a load")
-                self._barrier.report("load", error)
-                self._spoil(order)
+        for order, missing in self._layered.take_unfinished():
+            error = RuntimeError(f"vLLM's forward did not wait for {missing} layers of a load")
+            self._barrier.report("load", error)
+            self._spoil(order)
 
     def _spoil(self, order: LoadOrder) -> None:
         """Wait until a load has ended, and report it as failed."""
@@ -267,6 +266,7 @@ class WorkerSide:
                 self._received.add(order.request_id)
 
     def _poll(self) -> None:
+        self._acks |= self._tiers.take_results()
         if self._mover is None:
             return
         try:

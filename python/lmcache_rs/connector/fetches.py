@@ -1,0 +1,249 @@
+"""What a request needs and a slower tier has is fetched into pool rows, chunk by chunk, before vLLM is told of it."""
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lmcache_rs._core import Index, KeySpace, Reservation
+from lmcache_rs.connector.chunks import Chain, Chunks
+from lmcache_rs.connector.groups import Groups
+from lmcache_rs.connector.orders import JobResult, Numbers, TierOrder
+from lmcache_rs.connector.rates import Rates
+from lmcache_rs.connector.requests import Record
+from lmcache_rs.connector.stats import Counters
+
+KEY_BYTES = 32
+
+ROWS_SHARE_MAX = 0.5
+"""Share of the pool that is fetched for requests not yet admitted; the others wait for their turn."""
+
+
+@dataclass(slots=True, eq=False)
+class Fetch:
+    """What the tiers have for one request. `sources` names the tier of each chunk from number `first` on."""
+
+    record: Record
+    chain: Chain
+    first: int
+    sources: Sequence[str]
+    rows: int = 0
+    """Slots taken for it."""
+    jobs: set[int] = field(default_factory=set)
+    """What it waits for."""
+    begun: bool = False
+
+
+@dataclass(slots=True)
+class Progress:
+    """Chunks of one order that have not come, and what came."""
+
+    missing: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class FetchJob:
+    """One chunk on its way. `scratch`: rows for those of its blocks that are in RAM already."""
+
+    id: int
+    tier: str
+    key: bytes
+    reservation: Reservation
+    scratch: Reservation | None
+    progress: Progress
+    result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Chunks of one order, as they are collected."""
+
+    tier: str
+    first_job: int
+    progress: Progress = field(default_factory=Progress)
+    keys: list[bytes] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    rows: list[Numbers] = field(default_factory=list)
+
+    def add(self, key: bytes, position: int, rows: Numbers) -> None:
+        self.progress.missing += 1
+        self.keys.append(key)
+        self.positions.append(position)
+        self.rows.append(rows)
+
+    def order(self) -> TierOrder:
+        counts = np.array([len(rows) for rows in self.rows], dtype=np.uint32)
+        positions = np.array(self.positions, dtype=np.uint32)
+        return TierOrder(
+            self.first_job, self.tier, b"".join(self.keys), positions, counts, np.concatenate(self.rows)
+        )
+
+
+class Fetches:
+    """Orders what was found, and makes it visible in the index as it comes."""
+
+    def __init__(
+        self,
+        index: Index,
+        groups: Groups,
+        chunks: Chunks,
+        ranks: int,
+        rates: Rates,
+        counters: Counters,
+        ids: Iterator[int],
+    ) -> None:
+        self._index = index
+        self._groups = groups
+        self._chunks = chunks
+        self._ranks = ranks
+        self._rates = rates
+        self._counters = counters
+        self._ids = ids
+        self._scratch_space = KeySpace(f"scratch {uuid.uuid4()}")
+        self._scratch_names = 0
+        self._waiting: deque[Fetch] = deque()
+        self._begun: list[Fetch] = []
+        self._rows = 0
+        self._jobs: dict[int, FetchJob] = {}
+        self._orders: list[TierOrder] = []
+
+    def add(self, fetch: Fetch) -> None:
+        """Fetch this when there is room for it."""
+        self._waiting.append(fetch)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin what waits, in its order, as far as there is room."""
+        while self._waiting:
+            fetch = self._waiting[0]
+            wanted = len(fetch.sources) * self._chunks.blocks
+            if self._rows and self._rows + wanted > self._index.rows * ROWS_SHARE_MAX:
+                return
+            self._waiting.popleft()
+            self._begin(fetch)
+
+    def is_under_way(self, fetch: Fetch) -> bool:
+        """Whether the request gains from waiting."""
+        return not fetch.begun or bool(fetch.jobs)
+
+    def forget(self, fetch: Fetch) -> None:
+        """The request was admitted, or is gone, or waits no more. What is under way ends by itself."""
+        self._rows -= fetch.rows
+        fetch.rows = 0
+        if not fetch.begun:
+            fetch.begun = True
+            self._waiting.remove(fetch)
+        elif fetch in self._begun:
+            self._begun.remove(fetch)
+
+    def take_orders(self) -> list[TierOrder]:
+        """What the workers are to be told next."""
+        orders, self._orders = self._orders, []
+        return orders
+
+    @property
+    def has_orders(self) -> bool:
+        """Whether a step is needed to tell the workers."""
+        return bool(self._orders)
+
+    def owns(self, job_id: int) -> bool:
+        """Whether the job is a chunk that is fetched."""
+        return job_id in self._jobs
+
+    def acknowledge(self, job_id: int, result: JobResult) -> None:
+        """Take a rank's answer."""
+        job = self._jobs[job_id]
+        job.result.merge(result)
+        if job.result.ranks >= self._ranks:
+            del self._jobs[job_id]
+            self._end(job)
+
+    def _end(self, job: FetchJob) -> None:
+        failed = bool(job.result.failed)
+        for fetch in self._begun:
+            fetch.jobs.discard(job.id)
+            if failed:
+                # What comes after a hole is of no use.
+                fetch.jobs = {other for other in fetch.jobs if other < job.id}
+        if job.scratch is not None:
+            job.scratch.abort()
+        progress = job.progress
+        progress.missing -= 1
+        progress.seconds = max(progress.seconds, job.result.seconds)
+        if failed:
+            job.reservation.abort()
+            self._counters.add(f"failed_fetches:{job.tier}")
+        else:
+            job.reservation.commit(saved=True)
+            progress.bytes += job.result.bytes
+            self._counters.add(f"fetched_chunks:{job.tier}")
+            self._counters.add(f"fetched_bytes:{job.tier}", job.result.bytes)
+        if not progress.missing:
+            self._rates.fetched(job.tier, progress.bytes, progress.seconds)
+
+    def _begin(self, fetch: Fetch) -> None:
+        fetch.begun = True
+        self._begun.append(fetch)
+        chain, first = fetch.chain, fetch.first
+        keys = fetch.record.space.chunk_keys(chain.hashes, chain.tail, self._chunks.blocks, first)
+        under_way = {job.key: job.id for job in self._jobs.values()}
+        batches: list[_Batch] = []
+        for i, tier in enumerate(fetch.sources):
+            key, position = keys[KEY_BYTES * i : KEY_BYTES * (i + 1)], first + i
+            reserved = self._reserve(fetch, position)
+            if reserved is None:
+                break
+            reservation, scratch = reserved
+            if not len(reservation):
+                # In RAM by now, or on its way for somebody else.
+                fetch.jobs.update({under_way[key]} if key in under_way else ())
+                continue
+            number = next(self._ids)
+            if not batches or batches[-1].tier != tier:
+                batches.append(_Batch(tier, number))
+            batches[-1].add(key, position, self._rows_of(scratch, reservation))
+            job = FetchJob(number, tier, key, reservation, scratch, batches[-1].progress)
+            self._jobs[job.id] = job
+            fetch.jobs.add(job.id)
+        self._orders += [batch.order() for batch in batches]
+
+    def _reserve(self, fetch: Fetch, number: int) -> tuple[Reservation, Reservation | None] | None:
+        """Rows for chunk `number`; an empty reservation when all of it has some; None: there is no room for it."""
+        record, start = fetch.record, number * self._chunks.blocks
+        chain = self._chunks.up_to(fetch.chain, number)
+        reservation = self._index.reserve(record.space, chain.hashes, chain.tail)
+        if reservation.dropped or (len(reservation) and reservation.first < start):
+            # No room, or what comes before has left since the search.
+            reservation.abort()
+            self._counters.add("dropped_fetches:pool_full" if reservation.dropped else "dropped_fetches:hole")
+            return None
+        scratch = None
+        if len(reservation) and reservation.first > start:
+            scratch = self._reserve_scratch(reservation.first - start)
+            if scratch is None:
+                reservation.abort()
+                return None
+        taken = len(reservation) + (len(scratch) if scratch is not None else 0)
+        fetch.rows += taken
+        self._rows += taken
+        return reservation, scratch
+
+    def _reserve_scratch(self, blocks: int) -> Reservation | None:
+        """Rows that nobody ever finds: a chunk's value comes whole, and what is visible must not be written."""
+        first, self._scratch_names = self._scratch_names, self._scratch_names + blocks
+        names = [number.to_bytes(16, "little") for number in range(first, first + blocks)]
+        scratch = self._index.reserve(self._scratch_space, names)
+        if scratch.dropped:
+            scratch.abort()
+            self._counters.add("dropped_fetches:pool_full")
+            return None
+        return scratch
+
+    def _rows_of(self, scratch: Reservation | None, reservation: Reservation) -> Numbers:
+        slots = np.frombuffer((scratch.rows if scratch is not None else b"") + reservation.rows, np.uint32)
+        return self._groups.rows(slots)

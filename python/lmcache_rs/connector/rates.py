@@ -1,0 +1,48 @@
+"""How fast tiers load and the model computes, as measured: what is quicker to compute is not loaded."""
+
+import time
+from collections import deque
+
+STEP_TOKENS_MIN = 256
+"""Steps with fewer tokens say nothing about how fast prompts are computed."""
+
+STEPS_LOOKED_AT = 16
+"""Of the last so many steps the fastest counts: the others may have waited for something."""
+
+SHARE_OF_NEWS = 0.25
+"""Weight of the latest load in a tier's speed."""
+
+OLD_S = 60.0
+"""A speed measured longer ago is measured anew, whatever it was."""
+
+
+class Rates:
+    """Bytes a second of each tier, and tokens a second of the model."""
+
+    def __init__(self) -> None:
+        self._steps: deque[float] = deque(maxlen=STEPS_LOOKED_AT)
+        self._step: tuple[float, int] | None = None
+        self._tiers: dict[str, tuple[float, float]] = {}
+
+    def step(self, tokens: int) -> None:
+        """A step with so many tokens begins; the one before has ended."""
+        now = time.monotonic()
+        if self._step is not None and self._step[1] >= STEP_TOKENS_MIN:
+            self._steps.append(self._step[1] / max(1e-6, now - self._step[0]))
+        self._step = (now, tokens)
+
+    def fetched(self, tier: str, size: int, seconds: float) -> None:
+        """So many bytes came from `tier` in so many seconds."""
+        if size <= 0 or seconds <= 0:
+            return
+        rate, now = size / seconds, time.monotonic()
+        old = self._tiers.get(tier)
+        mixed = rate if old is None else SHARE_OF_NEWS * rate + (1 - SHARE_OF_NEWS) * old[0]
+        self._tiers[tier] = (mixed, now)
+
+    def is_quicker_to_compute(self, tier: str, size: int, tokens: int) -> bool:
+        """Whether `tokens` tokens are computed sooner than their `size` bytes come from `tier`; unknown: no."""
+        known = self._tiers.get(tier)
+        if known is None or not self._steps or time.monotonic() - known[1] > OLD_S:
+            return False
+        return size / known[0] > tokens / max(self._steps)

@@ -1,0 +1,251 @@
+"""The slower tiers as the scheduler side sees them: searched for what RAM lacks, fetched from, written to."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lmcache_rs._core import Index
+from lmcache_rs.config import Config
+from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.chunks import Chain, Chunks
+from lmcache_rs.connector.fetches import KEY_BYTES, Fetch, Fetches
+from lmcache_rs.connector.geometry import Geometry
+from lmcache_rs.connector.jobs import StoreJob
+from lmcache_rs.connector.lookup import Lookup
+from lmcache_rs.connector.orders import StepOrders, WorkerAcks
+from lmcache_rs.connector.rates import Rates
+from lmcache_rs.connector.requests import Record
+from lmcache_rs.connector.resets import Resets
+from lmcache_rs.connector.stats import Counters
+from lmcache_rs.connector.tiers import FIND_S_MAX, OpenTier
+from lmcache_rs.connector.writes import Writes
+
+
+@dataclass(frozen=True, slots=True)
+class TieringRules:
+    """What the configuration says about slower tiers."""
+
+    chunk_size: int
+    write_through: bool
+    wait_s_max: float
+    """A request waits so long for what is fetched for it."""
+    min_tokens: int
+
+
+def tiering_rules(config: Config) -> TieringRules:
+    """The rules of this configuration."""
+    return TieringRules(
+        chunk_size=config.chunk_size,
+        write_through=config.write_policy == "through",
+        wait_s_max=config.blocking_timeout_secs,
+        min_tokens=config.min_retrieve_tokens,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Wanted:
+    """What a request lacks in RAM, from chunk `first` on: searched for, then fetched."""
+
+    record: Record
+    chain: Chain
+    first: int
+    since: float
+    missing: set[str]
+    """Tiers that have not answered."""
+    answers: dict[str, bytes] = field(default_factory=dict)
+    """By tier, for each chunk whether it is there."""
+    fetch: Fetch | None = None
+
+
+class Tiering:
+    """Searches, fetches and writes. None of its methods waits, but `clear`, as long as the tiers' own limits say."""
+
+    def __init__(
+        self,
+        index: Index,
+        geometry: Geometry,
+        lookup: Lookup,
+        tiers: Mapping[str, OpenTier],
+        rules: TieringRules,
+        counters: Counters,
+        barrier: Barrier,
+        ids: Iterator[int],
+    ) -> None:
+        self._index = index
+        self._geometry = geometry
+        self._chunks = chunks = Chunks(max(1, rules.chunk_size // geometry.block_size))
+        self._lookup = lookup
+        self._tiers = tiers
+        self._rules = rules
+        self._counters = counters
+        self._ids = ids
+        self._rates = Rates()
+        self._readable = {name for name, tier in tiers.items() if tier.may_load}
+        writable = [name for name, tier in tiers.items() if tier.may_store]
+        shape = (index, geometry.groups, chunks, geometry.ranks)
+        self._fetches = Fetches(*shape, self._rates, counters, ids)
+        self._writes = Writes(*shape, writable, counters, ids)
+        self._resets = Resets([tier.tier for tier in tiers.values()], barrier)
+        self._wanted: dict[str, Wanted] = {}
+        self._searches: dict[int, Wanted] = {}
+
+    def arrived(self, record: Record) -> None:
+        """Look the request up in RAM; write what is seen again, search for what is lacking."""
+        if not self._tiers:
+            if record.may_load:
+                self._index.match(record.space, record.request.block_hashes)
+            return
+        chain = self._lookup.chain(record)
+        match = self._index.match(record.space, chain.hashes, chain.tail)
+        found = match.blocks + match.tail
+        if self._resets.due:
+            return
+        if found and record.may_store:  # seen again
+            self._writes.write(record, chain)
+        if found < len(chain):
+            self._search(record, chain, found // self._chunks.blocks)
+
+    def stored(self, job: StoreJob) -> None:
+        """The rows of a store can be found from now on."""
+        if not self._rules.write_through or self._resets.due:
+            return
+        reservation, hashes = job.reservation, job.record.request.block_hashes
+        whole = self._lookup.chain(job.record)
+        if reservation.tail:
+            self._writes.write(job.record, whole)
+            return
+        blocks = reservation.first + len(reservation)
+        if blocks != len(whole):
+            blocks = self._chunks.whole(blocks)
+        self._writes.write(job.record, Chain(hashes[:blocks], None))
+
+    def poll(self) -> None:
+        """Take in what the tiers have answered."""
+        if self._resets.due:
+            if not self._writes.busy:
+                self._resets.retry()
+            return
+        for name, tier in self._tiers.items():
+            if not self._searches:
+                break
+            for job, _, _, found, _ in tier.queue.poll():
+                wanted = self._searches.pop(job, None)
+                if wanted is not None:
+                    wanted.missing.discard(name)
+                    wanted.answers[name] = found if isinstance(found, bytes) else b""
+                    self._take_found(wanted)
+        self._fetches.begin()
+
+    def waits(self, record: Record) -> bool:
+        """Whether vLLM should ask again for this request; bounded."""
+        wanted = self._wanted.get(record.id)
+        if wanted is None:
+            return False
+        now = time.monotonic()
+        if wanted.missing and now - wanted.since > FIND_S_MAX:
+            self._counters.add("search_timeouts")
+            wanted.missing.clear()
+            self._take_found(wanted)
+        under_way = bool(wanted.missing) or (
+            wanted.fetch is not None and self._fetches.is_under_way(wanted.fetch)
+        )
+        if under_way and now - wanted.since <= self._rules.wait_s_max:
+            return True
+        if under_way:
+            self._counters.add("fetch_timeouts")
+            self.forget(record)
+        return False
+
+    def forget(self, record: Record) -> None:
+        """The request was admitted, or is gone."""
+        wanted = self._wanted.pop(record.id, None)
+        if wanted is not None and wanted.fetch is not None:
+            self._fetches.forget(wanted.fetch)
+
+    def plan_step(self, scheduled_tokens: Mapping[str, int], orders: StepOrders, resting: bool) -> None:
+        """A step begins: add what the workers are to move. Nothing is written while `resting`."""
+        self._rates.step(sum(scheduled_tokens.values()))
+        self.poll()
+        orders.fetches = self._fetches.take_orders()
+        if not self._resets.due:
+            if not resting:
+                self._writes.make_room()
+            orders.writes = self._writes.take_orders()
+
+    @property
+    def writes_any(self) -> bool:
+        """Whether some tier is written to."""
+        return any(tier.may_store for tier in self._tiers.values())
+
+    @property
+    def has_orders(self) -> bool:
+        """Whether a step is needed to tell the workers."""
+        return self._fetches.has_orders or self._writes.has_orders
+
+    def acknowledge(self, acks: WorkerAcks) -> None:
+        """Take out and take in the workers' answers to what is ordered here."""
+        for job in list(acks.jobs):
+            if self._fetches.owns(job):
+                self._fetches.acknowledge(job, acks.jobs.pop(job))
+            elif self._writes.owns(job):
+                self._writes.acknowledge(job, acks.jobs.pop(job))
+
+    def clear(self) -> bool:
+        """Have nothing found any more that was written before now; until that is sure the tiers are not used.
+
+        False: some tier could not be told, so other processes may find it. What is being written now may come after
+        this, so there is another reset after that.
+        """
+        for wanted in list(self._wanted.values()):
+            self.forget(wanted.record)
+        self._searches.clear()
+        self._writes.withdraw()
+        return self._resets.reset(again=self._writes.busy)
+
+    def close(self) -> None:
+        """End the searches' threads."""
+        for tier in self._tiers.values():
+            tier.queue.close(0)
+
+    def _search(self, record: Record, chain: Chain, first: int) -> None:
+        if not self._readable or not record.may_load:
+            return
+        keys = record.space.chunk_keys(list(chain.hashes), chain.tail, self._chunks.blocks, first)
+        wanted = Wanted(record, chain, first, time.monotonic(), set(self._readable))
+        for name in self._readable:
+            job = next(self._ids)
+            self._tiers[name].queue.find(job, keys)
+            self._searches[job] = wanted
+        self._wanted[record.id] = wanted
+        self._counters.add("tier_lookups", len(keys) // KEY_BYTES)
+
+    def _take_found(self, wanted: Wanted) -> None:
+        """Every tier has answered, or may not any more: fetch what is worth it."""
+        if wanted.missing or wanted.fetch is not None or wanted.record.id not in self._wanted:
+            return
+        sources = self._sources(wanted)
+        if sources:
+            wanted.fetch = Fetch(wanted.record, wanted.chain, wanted.first, sources)
+            self._fetches.add(wanted.fetch)
+
+    def _sources(self, wanted: Wanted) -> Sequence[str]:
+        """The quickest tier that has each chunk, up to the first chunk that none has."""
+        sources: list[str] = []
+        for number in range(self._chunks.count(wanted.chain) - wanted.first):
+            having = (
+                name for name in self._tiers if wanted.answers.get(name, b"")[number : number + 1] == b"\1"
+            )
+            name = next(having, None)
+            if name is None:
+                break
+            sources.append(name)
+        block_size, chunk = self._geometry.block_size, self._chunks.blocks
+        if (wanted.first + len(sources)) * chunk * block_size < self._rules.min_tokens:
+            return ()
+        slot_bytes = self._geometry.slot_bytes * self._geometry.ranks
+        for name in set(sources):
+            blocks = sources.count(name) * chunk
+            if self._rates.is_quicker_to_compute(name, blocks * slot_bytes, blocks * block_size):
+                self._counters.add("dropped_fetches:quicker_to_compute")
+                return ()
+        return sources

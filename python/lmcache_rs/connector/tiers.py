@@ -1,0 +1,61 @@
+"""Opens the slower tiers that the configuration names: for the scheduler side to search, for a worker to move bytes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lmcache_rs._core import Tier, TierQueue
+from lmcache_rs.config import Config
+
+FIND_S_MAX = 0.25
+"""A search that a tier has not answered by then found nothing there."""
+
+FIND_THREADS = 2
+
+CHUNKS_WAITING_MAX = 4096
+"""Chunks that wait in a queue to be loaded, and as many to be stored; more are refused."""
+
+CLOSE_S_MAX = 5.0
+"""Writes that were begun are waited for so long when the engine ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTier:
+    """A tier at work."""
+
+    tier: Tier
+    queue: TierQueue
+    may_load: bool = True
+    may_store: bool = True
+
+
+def open_tiers(
+    config: Config, namespace: bytes, rank: int, ranks: int, *, searching: bool
+) -> Mapping[str, OpenTier]:
+    """The tiers by name, the quickest first. `searching`: only to be searched, by the scheduler side."""
+    secret = config.tier_secret.encode() if config.tier_secret else None
+    timeout = min(FIND_S_MAX, config.blocking_timeout_secs) if searching else config.blocking_timeout_secs
+    opened: dict[str, OpenTier] = {}
+
+    def add(name: str, tier: Tier, may_load: bool, may_store: bool) -> None:
+        threads = FIND_THREADS if searching else config.tier_threads
+        queue = TierQueue(tier, threads, CHUNKS_WAITING_MAX, CHUNKS_WAITING_MAX, timeout)
+        opened[name] = OpenTier(tier, queue, may_load, may_store)
+
+    if config.uses_disk:
+        share = config.max_local_disk_bytes // len(config.local_disk)
+        directories = [(path, share) for path in config.local_disk]
+        tier = Tier.disk(namespace, rank, ranks, secret, directories, config.local_disk_direct)
+        add("disk", tier, config.disk_may_load, config.disk_may_store)
+    if config.remote_url:
+        tier = Tier.redis(
+            namespace,
+            rank,
+            ranks,
+            secret,
+            config.remote_url,
+            config.redis_key_prefix,
+            config.redis_ttl_secs,
+            timeout,
+        )
+        add("redis", tier, config.redis_may_load, config.redis_may_store)
+    return opened
