@@ -1,6 +1,6 @@
-"""The Rust core: index, host memory and copies. One call a batch; the GIL is released around the work.
+"""The Rust core: index, host memory, copies and tiers. One call a batch; the GIL is released around the work.
 
-Arrays of row and block numbers cross as native unsigned 32-bit integers: results are `bytes` (view them with
+Arrays of row, block and chunk numbers cross as native unsigned 32-bit integers: results are `bytes` (view them with
 `numpy.frombuffer(x, numpy.uint32)`), arguments are any one-dimensional C-contiguous buffer of format "I"
 (`numpy.uint32`, `array.array("I")`) or `bytes` of that layout.
 """
@@ -31,11 +31,15 @@ __all__ = [
     "Mover",
     "OutOfMemoryError",
     "Reservation",
+    "Tier",
+    "TierError",
+    "TierQueue",
     "__version__",
     "build_profile",
     "cuda_available",
     "hash_tokens",
     "pool_rows",
+    "tier_namespace",
 ]
 
 __version__: str
@@ -56,6 +60,9 @@ class ClosedError(LMCacheRsError):
 class DeviceError(LMCacheRsError):
     """The GPU's driver refused a call, or there is none."""
 
+class TierError(LMCacheRsError):
+    """A place beyond RAM did not do what it was asked for."""
+
 class InternalError(LMCacheRsError):
     """A bug in lmcache_rs: a panic or a broken invariant."""
 
@@ -74,6 +81,15 @@ class KeySpace:
     def __new__(cls, algorithm: str, group: int = 0, tags: Sequence[tuple[str, str]] = ()) -> KeySpace: ...
     def key(self, block_hash: bytes) -> bytes:
         """The 32-byte key of a block hash: blake3 keyed with the digest of this space."""
+    def chunk_keys(
+        self, hashes: Sequence[bytes], tail: bytes | None, chunk_blocks: int, first_chunk: int = 0
+    ) -> bytes:
+        """The keys of a prompt's chunks from number `first_chunk` on, 32 bytes each, one after the other.
+
+        A chunk is `chunk_blocks` consecutive full blocks of `hashes` (a list or tuple), and has the key of its last. If
+        blocks are left over, or there is a `tail`, they are one more, shorter chunk, with the key of the tail, or else
+        of the last block.
+        """
 
 @final
 class Index:
@@ -320,3 +336,107 @@ class GpuMover:
     def close(self, timeout_s: float = 5.0) -> bool:
         """Drain, give up what was not submitted to the GPU by then, and end the thread. False: the GPU may still be at
         work on rows, blocks and staging. Later calls raise ClosedError. Idempotent."""
+
+def tier_namespace(properties: Sequence[tuple[str, str]]) -> bytes:
+    """The 32-byte digest of everything that changes the bytes of KV (name and value, in any order): what is stored
+    under one namespace is never found under another."""
+
+@final
+class Tier:
+    """A place beyond RAM that holds chunks: directories or a Redis. Makes no connection and touches no directory by
+    itself; `docs/format.md` has every byte.
+
+    It stores and loads the values of `rank`; a chunk is found when the values of all `ranks` are there. `namespace`
+    comes from `tier_namespace`. With a `secret` values carry a MAC by it, and those that were forged are refused;
+    without, a checksum that finds accidents. Wrong arguments raise InvalidArgumentError, without URL and secret.
+    """
+
+    @staticmethod
+    def disk(
+        namespace: bytes,
+        rank: int,
+        ranks: int,
+        secret: bytes | None,
+        directories: Sequence[tuple[str, int]],
+        direct: bool = True,
+        io_uring: bool = True,
+    ) -> Tier:
+        """One file a value. `directories` are (path, quota in bytes for all namespaces and processes); each key belongs
+        to one of them. `direct`: past the page cache, `io_uring`: by io_uring, both where the system allows it."""
+    @staticmethod
+    def redis(
+        namespace: bytes,
+        rank: int,
+        ranks: int,
+        secret: bytes | None,
+        url: str,
+        prefix: str,
+        ttl_s: float | None,
+        timeout_s: float,
+    ) -> Tier:
+        """Values in the Redis at `url` (redis, resp, valkey, rediss, unix, redis-sentinel or redis-cluster), `prefix`
+        in front of every name, for `ttl_s` seconds (None: until Redis evicts them). One operation on one chunk takes
+        `timeout_s` seconds at most."""
+    def reset(self) -> None:
+        """Forget every value of the namespace, of all ranks and for all processes. Raises TierError with the reason and
+        its cause when that failed; this process finds nothing here then until it was done. Blocks."""
+
+@final
+class TierQueue:
+    """Stores, loads and searches of a tier, in the background, by `threads` threads.
+
+    `stores_max` chunks may wait to be stored, `loads_max` to be loaded, and as many searches; what is more ends at
+    once, refused. So does what was not begun `wait_s` seconds after its submission. Where there is more than one
+    thread, stores leave one of them to searches and loads. Dropping it closes it.
+
+    Chunks are given as their `keys` (32 bytes each, one after the other), their `positions` (chunks before them in
+    their prefix: those further from the beginning leave first), their `counts` of rows, and the `rows` of `pool` that
+    hold them, all chunks' one after the other. Until a chunk ended its rows must stay, and for a store not change.
+    """
+
+    def __new__(
+        cls, tier: Tier, threads: int, stores_max: int, loads_max: int, wait_s: float
+    ) -> TierQueue: ...
+    def store(
+        self,
+        job: int,
+        pool: HostPool,
+        keys: bytes,
+        positions: _Numbers,
+        counts: _Numbers,
+        rows: _Numbers,
+    ) -> None:
+        """Store chunks, each by itself. Wrong lengths or rows raise InvalidArgumentError, and nothing is stored."""
+    def load(
+        self,
+        job: int,
+        pool: HostPool,
+        keys: bytes,
+        positions: _Numbers,
+        counts: _Numbers,
+        rows: _Numbers,
+    ) -> None:
+        """Load chunks of one prefix, in its order, into rows that nobody else uses, before all stores. Once a chunk is
+        refused, those that were not begun are too. The rows of a refused chunk hold anything. Raises as `store`."""
+    def find(self, job: int, keys: bytes) -> None:
+        """Search for chunks, before all loads. They may be gone, or be refused, when they are loaded."""
+    def poll(self) -> list[tuple[int, int, str | None, int | bytes, float]]:
+        """What ended since the last call, each once: (job, chunk's number in its job, None or the reason of the
+        refusal, value, seconds from submission to end). The value is the bytes moved, 0 when the chunk was there
+        already; that of a search is a byte of 0 or 1 for each key, b"" when it was refused.
+
+        Reasons: absent, truncated, corrupt, foreign, newer, io_error, no_space, quota, denied, locked, paused (failed
+        a moment ago), queue_full, in_flight (the same key is being stored), late, prefix_broken (an earlier chunk of
+        the load was refused), closed, internal.
+        """
+    def counters(self) -> dict[str, int]:
+        """Since construction: stored_chunks, stored_bytes, present (stores of what was there), loaded_chunks,
+        loaded_bytes, finds (searches answered), and store_refused:REASON, load_refused:REASON and find_refused:REASON
+        for each reason that there was."""
+    def wait(self, timeout_s: float) -> None:
+        """Wait until something ended that was not polled, or nothing is to do, or `timeout_s` seconds passed."""
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing is to do; False when `timeout_s` seconds passed first."""
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Take no more, wait for the rest, refuse what was not begun in time, end the threads. False when some thread
+        hangs in its medium: it keeps its rows mapped. Later calls but `counters` raise ClosedError. Idempotent."""

@@ -7,6 +7,7 @@ from lmcache_rs._core import (
     InvalidArgumentError,
     LMCacheRsError,
     OutOfMemoryError,
+    TierError,
 )
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "InvalidArgumentError",
     "LMCacheRsError",
     "OutOfMemoryError",
+    "TierError",
 ]
 
 

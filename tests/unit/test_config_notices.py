@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcache_rs.config import Config, Notice, extras, load_config, others
+from lmcache_rs.config import Config, Notice, extras, load_config, others, remote
 from lmcache_rs.config.keys import Status
 from lmcache_rs.config.model import honoured_keys
 
@@ -34,7 +34,7 @@ def test_every_key_of_lmcache_is_known_with_its_default(name):
         default = int(default * GIB)
     if default == "inf":
         default = float("inf")
-    assert key.default == ({} if name == "extra_config" else default)
+    assert key.default == {"extra_config": {}, "local_disk": ()}.get(name, default)
 
 
 UNSUPPORTED = [
@@ -48,7 +48,7 @@ def test_lmcache_default_of_an_unsupported_key_is_silent(key):
     assert load_config({f"lmcache.{key.name}": value}, {}).notices == ()
 
 
-OTHERS = [key for key in others.OTHER_KEYS if not key.name.endswith("*") and key.name != "remote_url"]
+OTHERS = [key for key in others.OTHER_KEYS if not key.name.endswith("*")]
 SAMPLES = ("true", "false", "7", "7.5", "auto", "cachegen", "sync", "redis://h")
 
 
@@ -148,13 +148,9 @@ def test_hash_algorithm_is_named_always(algorithm):
     assert notices == (Notice(logging.INFO, expected),)
 
 
-@pytest.mark.parametrize("scheme", others.REDIS_SCHEMES)
-def test_redis_urls_are_not_yet(scheme):
-    (text,) = texts(load_config(environ={"LMCACHE_REMOTE_URL": f"{scheme.upper()}://h1:1,h2:2"}))
-    assert text == f"remote_url is not supported yet: {scheme}:// will be Redis, in a later version"
-
-
-@pytest.mark.parametrize("scheme", [*others.OTHER_SCHEMES, "https"])
+@pytest.mark.parametrize("scheme", [*remote.OTHER_SCHEMES, "https"])
 def test_other_urls_are_not_supported(scheme):
-    (text,) = texts(load_config(environ={"LMCACHE_REMOTE_URL": f"{scheme}://h1:1"}))
+    config = load_config(environ={"LMCACHE_REMOTE_URL": f"{scheme}://h1:1"})
+    (text,) = texts(config, logging.WARNING)
     assert text.startswith(f"remote_url is not supported: {scheme}:// is ")
+    assert config.remote_url is None

@@ -45,6 +45,40 @@ def test_key_spaces_differ_in_every_field_and_not_in_the_order_of_tags() -> None
     assert KeySpace("sha256", 0, tags[::-1]).key(b"hash") == spaces[3].key(b"hash")
 
 
+@pytest.mark.parametrize(
+    ("blocks", "tail", "first", "ends"),
+    [
+        (0, False, 0, []),
+        (0, True, 0, ["tail"]),
+        (3, False, 0, [2]),
+        (3, True, 0, [2, "tail"]),
+        (7, False, 0, [2, 5, 6]),
+        (8, True, 0, [2, 5, "tail"]),
+        (7, True, 1, [5, "tail"]),
+        (7, False, 2, [6]),
+        (7, True, 3, []),
+        (600, False, 100, [3 * chunk + 2 for chunk in range(100, 200)]),
+    ],
+)
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_chunks_have_the_keys_of_their_ends(
+    kind: Callable[[list[bytes]], Sequence[bytes]], blocks: int, tail: bool, first: int, ends: list[object]
+) -> None:
+    hashes = prompt("a", blocks)
+    keys = b"".join(SPACE.key(TAIL if end == "tail" else hashes[end]) for end in ends)  # type: ignore[index]
+    assert SPACE.chunk_keys(kind(hashes), TAIL if tail else None, 3, first) == keys
+    if first == 0:
+        assert SPACE.chunk_keys(kind(hashes), TAIL if tail else None, 3) == keys
+
+
+def test_wrong_chunks_are_refused() -> None:
+    for wrong in ({"chunk_blocks": 0}, {"first_chunk": -1}, {"chunk_blocks": 2**32}, {"hashes": ["text"]}):
+        arguments: dict[str, object] = {"hashes": [b""], "tail": None, "chunk_blocks": 1} | wrong
+        with pytest.raises(_core.InvalidArgumentError):
+            SPACE.chunk_keys(**arguments)  # type: ignore[arg-type]
+    assert SPACE.chunk_keys([b""], None, 2**32 - 1, 2**63) == b""
+
+
 def test_tokens_hash_alike_from_any_buffer() -> None:
     tokens = [1, 2, 3, 4, 2**32 - 1]
     blocks, tail = hash_tokens(b"model", array.array("I", tokens), 2)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from lmcache_rs.config import extras, others
+from lmcache_rs.config import extras, others, remote
 from lmcache_rs.config.keys import Key, Status
 from lmcache_rs.config.model import honoured_keys
 from lmcache_rs.config.values import size_words
@@ -46,7 +46,13 @@ Names that are not LMCache's are other people's, and left alone.
 
 _REMOTE = """\
 
-`remote_url`: {redis} will mean Redis. LMCache's other schemes ({others}) are not supported.
+`remote_url` names a Redis (what is in brackets may be left out; a user, a password or a path writes `@`, `?` and `%` as
+`%40`, `%3F` and `%25`):
+
+{forms}
+`rediss` is TLS, by the system's certificates or those in the file `?ssl_ca_certs=FILE`.
+
+LMCache's other schemes ({others}) are not supported: one line says so, and the engine runs without.
 """
 
 _REQUEST = """
@@ -62,8 +68,10 @@ def _cell(value: Any) -> str:
 
 
 def _default(key: Key) -> str:
-    if key.default is None:
+    if key.default in (None, ()):
         return "none"
+    if key.default == "":
+        return "empty"
     if key.kind.name.startswith("size"):
         return size_words(key.default) if key.default else "0"
     if isinstance(key.default, bool):
@@ -99,10 +107,12 @@ def _by_status(keys: Iterable[Key]) -> str:
 def document() -> str:
     """Return the whole page."""
     honoured = list(honoured_keys().values())
+    forms = "".join(f"    {scheme}://{form}\n" for scheme, form in remote.FORMS.items())
     parts = [
         _INTRODUCTION,
         "\n## Honoured: LMCache's keys\n\n",
         _honoured(key for key in honoured if not key.ours),
+        _REMOTE.format(forms=forms, others=", ".join(remote.OTHER_SCHEMES)),
         _PREFIX.format(names=" and ".join(f"`{name}`" for name in extras.UNPREFIXED_HONOURED)),
         "\n## Honoured: our own keys\n\n",
         _honoured(key for key in honoured if key.ours),
@@ -113,9 +123,6 @@ def document() -> str:
         (Status.NOT_PLANNED, "Not supported"),
     ):
         parts += [f"\n## {title}\n\n", _others(key for key in others.OTHER_KEYS if key.status is status)]
-        if status is Status.NOT_YET:
-            redis = ", ".join(f"`{scheme}://`" for scheme in others.REDIS_SCHEMES)
-            parts.append(_REMOTE.format(redis=redis, others=", ".join(others.OTHER_SCHEMES)))
     old = _table(("old name", "name"), ((f"`{old}`", f"`{new}`") for old, new in others.ALIASES.items()))
     unprefixed = [*extras.UNPREFIXED_KEYS, *(_prefixed(key) for key in extras.PREFIXED_KEYS)]
     parts += ["\nOld names:\n\n", old]

@@ -2,13 +2,17 @@
 
 from lmcache_rs.config import values as v
 from lmcache_rs.config.keys import Key, Status
+from lmcache_rs.config.remote import REMOTE_URL
 
 _B, _COUNT, _T, _N = v.boolean(), v.integer(0), v.text(), v.number(0)
 _ANY, _SECRET = v.anything(), v.secret()
 _DONE, _YET, _IGNORED, _NO = Status.HONOURED, Status.NOT_YET, Status.IGNORED, Status.NOT_PLANNED
 
-_DISK = "the disk tier comes in a later version"
-_REDIS = "the Redis tier comes in a later version"
+_SAME = "The same as `{}`, which wins."
+_LOGIN = "For a `remote_url` without a login."
+_CONNECTIONS = "a connection is opened where a thread needs one: see `tier_threads`"
+_TIMEOUT = "`blocking_timeout_secs` is the one limit"
+_HEALTH = "a server that fails rests for a second and is tried again; what it has is computed meanwhile"
 _NUMA = "NUMA placement comes in a later version"
 _USAGE = "details in responses come in a later version"
 _LOOKUP = "the index is in the scheduler's own process, a lookup waits for nobody"
@@ -23,30 +27,44 @@ _SILENT = "nothing is reported to anyone"
 
 # Inside the mapping `extra_config`.
 EXTRA_CONFIG_KEYS: tuple[Key, ...] = (
-    Key("use_odirect", _B, None, _YET, _DISK),
-    Key("disk_io_threads", v.integer(1), None, _YET, _DISK),
-    Key("redis_url", v.url(), None, _YET, _REDIS),
-    Key("remote_storage_plugin.redis.redis_url", v.url(), None, _YET, _REDIS),
-    Key("resp_num_threads", v.integer(1), None, _YET, _REDIS),
-    Key("username", _SECRET, None, _YET, _REDIS),
-    Key("password", _SECRET, None, _YET, _REDIS),
-    Key("valkey_num_workers", v.integer(1), None, _YET, _REDIS),
-    Key("valkey_sync_num_workers", v.integer(1), None, _YET, _REDIS),
-    Key("valkey_username", _SECRET, None, _YET, _REDIS),
-    Key("valkey_password", _SECRET, None, _YET, _REDIS),
-    Key("valkey_mode", _T, None, _YET, _REDIS),
-    Key("valkey_database", _COUNT, None, _YET, _REDIS),
-    Key("valkey_enable_ttl", _B, None, _YET, _REDIS),
-    Key("valkey_ttl_sec", _COUNT, None, _YET, _REDIS),
-    Key("tls_enable", _B, None, _YET, _REDIS),
-    Key("disable_tls", _B, None, _YET, _REDIS),
-    Key("request_timeout", _N, None, _YET, _REDIS),
-    Key("connection_timeout", _N, None, _YET, _REDIS),
-    Key("ping_timeout", _N, None, _YET, _REDIS),
-    Key("ping_interval", _N, None, _YET, _REDIS),
-    Key("fallback_policy", v.choice("recompute", "local_cpu"), None, _YET, _REDIS),
-    Key("get_blocking_failed_threshold", _COUNT, None, _YET, _REDIS),
-    Key("waiting_time_for_recovery", _N, None, _YET, _REDIS),
+    Key("use_odirect", _B, None, _DONE, _SAME.format("local_disk_direct")),
+    Key("disk_io_threads", v.integer(1), None, _DONE, _SAME.format("tier_threads") + " More than 64 are 64."),
+    Key("redis_url", REMOTE_URL, None, _DONE, _SAME.format("remote_url")),
+    Key("remote_storage_plugin.redis.redis_url", REMOTE_URL, None, _DONE, _SAME.format("remote_url")),
+    Key("username", _SECRET, None, _DONE, _LOGIN),
+    Key("password", _SECRET, None, _DONE, _LOGIN),
+    Key("valkey_username", _SECRET, None, _DONE, _LOGIN),
+    Key("valkey_password", _SECRET, None, _DONE, _LOGIN),
+    Key(
+        "valkey_mode",
+        v.choice("standalone", "cluster"),
+        None,
+        _DONE,
+        "`cluster` makes valkey:// redis-cluster://.",
+    ),
+    Key(
+        "valkey_database", v.integer(0, 2**31 - 1), None, _DONE, "For a valkey:// URL that names no database."
+    ),
+    Key("valkey_enable_ttl", _B, None, _DONE, "True lets values expire, after `valkey_ttl_sec`."),
+    Key(
+        "valkey_ttl_sec",
+        v.integer(1, 10**9),
+        None,
+        _DONE,
+        _SAME.format("redis_ttl_secs") + " 86400 if not given.",
+    ),
+    Key("tls_enable", _B, None, _DONE, "True makes redis://, resp:// and valkey:// rediss://."),
+    Key("disable_tls", _B, None, _IGNORED, "TLS is used where the URL is rediss://"),
+    Key("resp_num_threads", v.integer(1), None, _IGNORED, _CONNECTIONS),
+    Key("valkey_num_workers", v.integer(1), None, _IGNORED, _CONNECTIONS),
+    Key("valkey_sync_num_workers", v.integer(1), None, _IGNORED, _CONNECTIONS),
+    Key("request_timeout", _N, None, _IGNORED, _TIMEOUT),
+    Key("connection_timeout", _N, None, _IGNORED, _TIMEOUT),
+    Key("ping_timeout", _N, None, _IGNORED, _HEALTH),
+    Key("ping_interval", _N, None, _IGNORED, _HEALTH),
+    Key("fallback_policy", v.choice("recompute", "local_cpu"), None, _IGNORED, _HEALTH),
+    Key("get_blocking_failed_threshold", _COUNT, None, _IGNORED, _HEALTH),
+    Key("waiting_time_for_recovery", _N, None, _IGNORED, _HEALTH),
     Key("gpu_to_numa_mapping", _ANY, None, _YET, _NUMA),
     Key("enable_cache_usage_details_in_response", _B, None, _YET, _USAGE),
     Key("lookup_backoff_time", _N, None, _IGNORED, _LOOKUP),
@@ -126,10 +144,10 @@ VARIABLES: tuple[Key, ...] = (
     Key("LMCACHE_OFFLOAD_RPC_PORT", _ANY, None, _IGNORED, "no port is opened"),
     Key("LMCACHE_DEVICE_BACKEND", _ANY, None, _IGNORED, "the device is the one that vLLM uses"),
     Key("LMCACHE_GPU_STAGING_BUFFER_BYTES", _ANY, None, _IGNORED, "the size of the staging buffer is fixed"),
-    Key("LMCACHE_RESP_USERNAME", _SECRET, None, _YET, _REDIS),
-    Key("LMCACHE_RESP_PASSWORD", _SECRET, None, _YET, _REDIS),
-    Key("LMCACHE_RESP_HOST", _T, None, _YET, _REDIS),
-    Key("LMCACHE_RESP_PORT", v.integer(1, 65535), None, _YET, _REDIS),
+    Key("LMCACHE_RESP_USERNAME", _SECRET, None, _DONE, _LOGIN),
+    Key("LMCACHE_RESP_PASSWORD", _SECRET, None, _DONE, _LOGIN),
+    Key("LMCACHE_RESP_HOST", _T, None, _IGNORED, "the host is in `remote_url`"),
+    Key("LMCACHE_RESP_PORT", v.integer(1, 65535), None, _IGNORED, "the port is in `remote_url`"),
     Key("LMCACHE_MP_TRANSFER_MODE", _ANY, None, _NO, _SERVER),
     Key("LMCACHE_MQ_TIMEOUT", _ANY, None, _NO, _SERVER),
     Key("LMCACHE_COORDINATOR_*", _ANY, None, _NO, _SERVER),
@@ -143,8 +161,8 @@ VARIABLES: tuple[Key, ...] = (
 
 # Variables of other names that LMCache reads. They are other people's too: no line at the start names them.
 FOREIGN_VARIABLES: tuple[Key, ...] = (
-    Key("REDIS_SERVICE_NAME", _ANY, None, _YET, _REDIS),
-    Key("REDIS_TIMEOUT", _ANY, None, _YET, _REDIS),
+    Key("REDIS_SERVICE_NAME", _ANY, None, _IGNORED, "a sentinel's service is in the path of `remote_url`"),
+    Key("REDIS_TIMEOUT", _ANY, None, _IGNORED, _TIMEOUT),
     Key("DO_NOT_TRACK", _ANY, None, _IGNORED, _SILENT),
     Key("PROMETHEUS_MULTIPROC_DIR", _ANY, None, _IGNORED, "metrics go through vLLM, which reads it itself"),
     Key("PYTHONHASHSEED", _ANY, None, _IGNORED, "it need not be set: keys are the same in all processes"),

@@ -1,8 +1,9 @@
 """What is known of one setting: its name, type, default, and what lmcache_rs does with it."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmcache_rs.config.values import Kind
 
@@ -14,6 +15,17 @@ class Status(Enum):
     NOT_YET = "not supported yet"
     IGNORED = "ignored"
     NOT_PLANNED = "not supported"
+
+
+class Notice(NamedTuple):
+    """A line for the log, to be written once at the start."""
+
+    level: int
+    text: str
+
+    def log(self, logger: logging.Logger) -> None:
+        """Write the line."""
+        logger.log(self.level, "%s", self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,15 @@ class Key:
     def covers(self, name: str) -> bool:
         """Whether this entry stands for `name`."""
         return name.startswith(self.name[:-1]) if self.name.endswith("*") else name == self.name
+
+
+def setting(
+    default: Any, kind: Kind, text: str, *, name: str = "", differs: str = "", ours: bool = False
+) -> Any:
+    """Declare a dataclass field that is a setting; `name` is the setting's where the field is called otherwise."""
+    # A field does not know its own name yet: `honoured_keys` puts it in.
+    key = Key(name, kind, default, Status.HONOURED, text, differs, ours)
+    return field(default=default, metadata={"key": key})
 
 
 def find(table: tuple[Key, ...], name: str) -> Key | None:

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from lmcache_rs.config import extras, others
-from lmcache_rs.config.keys import Key, Status, find
-from lmcache_rs.config.model import Config, Notice, honoured_keys
-from lmcache_rs.config.values import scheme, shown
+from lmcache_rs.config.keys import Key, Notice, Status, find
+from lmcache_rs.config.model import Config, honoured_keys
+from lmcache_rs.config.remote import settle
+from lmcache_rs.config.tiers import TIER_THREADS_MAX
+from lmcache_rs.config.values import shown
 from lmcache_rs.errors import ConfigError
 
 FILE_VARIABLE = "LMCACHE_CONFIG_FILE"
@@ -58,7 +60,8 @@ def load_config(extra: Mapping[str, Any] | None = None, environ: Mapping[str, st
                 others_set[setting.key.name if setting.key else setting.written] = (setting, value)
     for setting in _inside_extra_config(chosen.get("extra_config") or {}):
         others_set[setting.written] = (setting, _parse(setting))
-    notices = (*_notices(others_set.values()), *_caveats(chosen))
+    spelled = {name: value for name, (_, value) in others_set.items()}
+    notices = (*_notices(others_set.values()), *_caveats(chosen), *_tiers(chosen, spelled))
     return Config(**chosen, notices=notices)
 
 
@@ -190,25 +193,11 @@ def _unknown_notice(setting: _Setting) -> Notice:
 def _known_notice(setting: _Setting, key: Key, value: Any) -> Notice | None:
     if key.status is Status.HONOURED:
         return None
-    if key.name == "remote_url":
-        return _remote_notice(value, setting.place)
     if key.status is Status.IGNORED:
         return Notice(logging.INFO, f"{setting.written}{setting.place} is ignored: {key.text}")
     if type(value) is type(key.default) and value == key.default:
         return None
     return Notice(logging.WARNING, f"{setting.written}{setting.place} is {key.status.value}: {key.text}")
-
-
-def _remote_notice(url: str | None, place: str) -> Notice | None:
-    if url is None:
-        return None
-    name = scheme(url)
-    if name in others.REDIS_SCHEMES:
-        reason = f"is not supported yet: {name}:// will be Redis, in a later version"
-    else:
-        what = "LMCache's" if name in others.OTHER_SCHEMES else "an unknown scheme"
-        reason = f"is not supported: {name}:// is {what}; Redis will be {', '.join(others.REDIS_SCHEMES)}"
-    return Notice(logging.WARNING, f"remote_url{place} {reason}")
 
 
 def _inside_extra_config(extra_config: Mapping[str, Any]) -> Iterator[_Setting]:
@@ -225,6 +214,23 @@ def _caveats(chosen: dict[str, Any]) -> list[Notice]:
         chosen["cache_policy"] = "LRU"
         notes.append(Notice(logging.WARNING, f"cache_policy {policy} is not supported yet: LRU is used"))
     if not chosen.get("local_cpu", True):
-        text = "local_cpu is false, and RAM is the only tier of this version: nothing will be stored"
+        text = "local_cpu is false, and every other tier works through RAM: nothing will be stored"
+        notes.append(Notice(logging.WARNING, text))
+    return notes
+
+
+def _tiers(chosen: dict[str, Any], spelled: Mapping[str, Any]) -> list[Notice]:
+    """Take what LMCache's users write inside `extra_config`, and say what leaves a tier out."""
+    if (direct := spelled.get("extra_config.use_odirect")) is not None:
+        chosen.setdefault("local_disk_direct", direct)
+    if (threads := spelled.get("extra_config.disk_io_threads")) is not None:
+        chosen.setdefault("tier_threads", min(threads, TIER_THREADS_MAX))
+    notes = settle(chosen, spelled)
+    directories, size = chosen.get("local_disk"), chosen.get("max_local_disk_bytes")
+    if directories and not size:
+        text = "local_disk is set and max_local_disk_size is 0: nothing will be kept on disk"
+        notes.append(Notice(logging.WARNING, text))
+    elif size and not directories:
+        text = "max_local_disk_size is set and local_disk is not: nothing will be kept on disk"
         notes.append(Notice(logging.WARNING, text))
     return notes

@@ -13,9 +13,6 @@ _INTS, _NUMBERS, _WORDS = (v.optional(v.list_of(kind)) for kind in (_I, _N, _T))
 
 _YET, _IGNORED, _NO = Status.NOT_YET, Status.IGNORED, Status.NOT_PLANNED
 
-_DISK = "the disk tier comes in a later version"
-_REDIS = "the Redis tier comes in a later version"
-_TIERS = "RAM is the only tier of this version"
 _NUMA = "NUMA placement comes in a later version"
 _EVENTS = "KV events come in a later version"
 _LOOKUP = "the index is in the scheduler's own process, a lookup waits for nobody"
@@ -35,15 +32,21 @@ _MP = "there is no separate server: lmcache_rs works in vLLM's processes"
 _HIDDEN = "hidden states are not kept"
 
 OTHER_KEYS: tuple[Key, ...] = (
-    # Disk, Redis and what chooses between tiers.
-    Key("local_disk", _OPTIONAL_T, None, _YET, _DISK),
-    Key("local_disk_path_sharding", _T, "by_gpu", _YET, _DISK),
-    Key("max_local_disk_size", _S, 0, _YET, _DISK),
-    Key("remote_url", _OPTIONAL_U, None, _YET, _REDIS),
-    Key("remote_serde", v.optional(v.choice("naive", "cachegen", "kivi")), "naive", _YET, _REDIS),
-    Key("blocking_timeout_secs", v.number(0), 10.0, _YET, _REDIS),
-    Key("retrieve_locations", _WORDS, None, _YET, _TIERS),
-    Key("store_location", _OPTIONAL_T, None, _YET, _TIERS),
+    # Disk and Redis.
+    Key(
+        "local_disk_path_sharding",
+        _T,
+        "by_gpu",
+        _IGNORED,
+        "every rank spreads its chunks over all directories",
+    ),
+    Key(
+        "remote_serde",
+        v.optional(v.choice("naive", "cachegen", "kivi")),
+        "naive",
+        _NO,
+        "KV is kept as it is (naive)",
+    ),
     Key("numa_mode", v.optional(v.choice("auto", "manual")), None, _YET, _NUMA),
     Key("enable_kv_events", _B, False, _YET, _EVENTS),
     # Without meaning here.
@@ -153,10 +156,3 @@ ALIASES = {
     "plugin_locations": "runtime_plugin_locations",
     "external_backends": "storage_plugins",
 }
-
-# Schemes of `remote_url`: the first will mean Redis; what LMCache knows beside them is named.
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis-sentinel", "redis-cluster", "resp", "valkey")
-OTHER_SCHEMES = (
-    *("lm", "fs", "s3", "azure", "sagemaker-hyperpod", "eic", "hf3fs", "infinistore", "mooncakestore"),
-    *("audit", "blackhole", "mock", "external", "plugin"),
-)

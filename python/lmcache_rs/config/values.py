@@ -132,15 +132,26 @@ def size(*, zero: bool = False) -> Kind:
     return Kind("size", parse)
 
 
-def text() -> Kind:
-    """Make the kind for any text; numbers are taken as they are written."""
+def is_text(value: str) -> bool:
+    """Whether `value` can be written as UTF-8: halves of characters and a variable's odd bytes cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def text(characters: int | None = None) -> Kind:
+    """Make the kind for text, of at most so many characters; numbers are taken as they are written."""
 
     def parse(value: Any) -> str:
-        if isinstance(value, str):
-            return value
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return repr(value)
-        raise ValueError("must be text (put it in quotes)")
+            value = repr(value)
+        if not isinstance(value, str):
+            raise ValueError("must be text (put it in quotes)")
+        if not is_text(value) or (characters is not None and len(value) > characters):
+            raise ValueError("must be text in UTF-8" + (f" of {characters} characters" if characters else ""))
+        return value
 
     return Kind("text", parse)
 
@@ -175,11 +186,17 @@ def list_of(item: Kind) -> Kind:
     return Kind(f"list: {item.name}", parse, item.secret)
 
 
+def tuple_of(item: Kind) -> Kind:
+    """Make the kind for what `list_of` reads, unchangeable."""
+    items = list_of(item)
+    return Kind(items.name, lambda value: tuple(items.parse(value)), items.secret)
+
+
 def url() -> Kind:
     """Make the kind for a URL. It may hold a password, so errors show no more than its scheme."""
 
     def parse(value: Any) -> str:
-        if not isinstance(value, str) or not _URL.match(value.strip()):
+        if not isinstance(value, str) or not _URL.match(value.strip()) or not is_text(value):
             raise ValueError("must be a URL such as redis://host:6379")
         return value.strip()
 
@@ -215,12 +232,12 @@ def anything() -> Kind:
     return Kind("any", lambda value: value, secret=True)
 
 
-def optional(kind: Kind) -> Kind:
-    """Make `kind` accept "none", for no value."""
+def optional(kind: Kind, none: Any = None) -> Kind:
+    """Make `kind` accept "none", for no value, which is `none`."""
 
     def parse(value: Any) -> Any:
         if value is None or (isinstance(value, str) and value.strip().lower() in {"none", "null"}):
-            return None
+            return none
         return kind.parse(value)
 
     return Kind(f"{kind.name}, or none", parse, kind.secret)

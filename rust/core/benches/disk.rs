@@ -149,7 +149,7 @@ impl Contender {
 fn wait(queue: &TierQueue) {
     assert!(queue.drain(WAIT).expect("open"));
     for outcome in queue.poll().expect("open") {
-        assert!(matches!(outcome.ended, Ended::Stored(Ok(_)) | Ended::Loaded(Ok(()))), "{outcome:?}");
+        assert!(matches!(outcome.ended, Ended::Stored(Ok(_)) | Ended::Loaded(Ok(_))), "{outcome:?}");
     }
 }
 

@@ -35,6 +35,12 @@ create_exception!(
 );
 create_exception!(
     lmcache_rs,
+    TierError,
+    LMCacheRsError,
+    "A place beyond RAM did not do what it was asked for."
+);
+create_exception!(
+    lmcache_rs,
     InternalError,
     LMCacheRsError,
     "A bug in lmcache_rs: a panic or a broken invariant."
@@ -47,6 +53,7 @@ pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("OutOfMemoryError", py.get_type::<OutOfMemoryError>())?;
     module.add("ClosedError", py.get_type::<ClosedError>())?;
     module.add("DeviceError", py.get_type::<DeviceError>())?;
+    module.add("TierError", py.get_type::<TierError>())?;
     module.add("InternalError", py.get_type::<InternalError>())
 }
 

@@ -8,13 +8,15 @@
 //! which takes the lock. So waiting for the lock with the GIL held ends as soon as a detached call ends (about a
 //! millisecond for ten thousand blocks), and nothing waits in a circle.
 
+use std::num::NonZeroU32;
+
 use lmcache_core as core;
 use lmcache_core::{Chain, Error, ErrorKind, Hashes, Key};
-use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
-use crate::error::{InvalidArgumentError, guarded};
+use crate::convert::{Count, integers, invalid};
+use crate::error::guarded;
 
 /// Work on more blocks than this releases the GIL: it takes over 10 µs, and releasing costs well below 1 µs.
 const ATTACHED_BLOCKS_MAX: usize = 64;
@@ -41,34 +43,6 @@ fn row_bytes<'py>(py: Python<'py>, rows: &[u32]) -> PyResult<Bound<'py, PyBytes>
         }
         Ok(())
     })
-}
-
-/// Unsigned 32-bit integers from a buffer of format "I", or from `bytes` of that layout.
-fn integers(argument: &Bound<'_, PyAny>, name: &str) -> PyResult<Vec<u32>> {
-    if let Ok(bytes) = argument.cast::<PyBytes>() {
-        let length = bytes.as_bytes().len();
-        if length % size_of::<u32>() != 0 {
-            let message = format!("{name} has {length} bytes, which are no whole 32-bit integers");
-            return Err(InvalidArgumentError::new_err(message));
-        }
-        let integers = bytes.as_bytes().chunks_exact(size_of::<u32>());
-        return Ok(integers.map(|x| u32::from_ne_bytes([x[0], x[1], x[2], x[3]])).collect());
-    }
-    let invalid = |why: &str| {
-        InvalidArgumentError::new_err(format!(
-            "{name}: {why}; pass numpy.uint32, array.array(\"I\") or bytes"
-        ))
-    };
-    let buffer = PyUntypedBuffer::get(argument).map_err(|error| invalid(&error.to_string()))?;
-    // `PyBuffer` insists on alignment, which an empty `array.array` has no reason to have.
-    if buffer.item_count() == 0 && u32::is_compatible_format(buffer.format()) {
-        return Ok(Vec::new());
-    }
-    let buffer: PyBuffer<u32> = buffer.into_typed().map_err(|error| invalid(&error.to_string()))?;
-    if buffer.dimensions() != 1 || !buffer.is_c_contiguous() {
-        return Err(invalid("not a one-dimensional contiguous buffer"));
-    }
-    buffer.to_vec(argument.py())
 }
 
 #[pyfunction]
@@ -102,6 +76,40 @@ impl KeySpace {
     fn key<'py>(&self, py: Python<'py>, block_hash: &[u8]) -> Bound<'py, PyBytes> {
         PyBytes::new(py, self.0.key(block_hash).as_bytes())
     }
+
+    #[pyo3(
+        signature = (hashes, tail, chunk_blocks, first_chunk = Count(0)),
+        text_signature = "($self, hashes, tail, chunk_blocks, first_chunk=0)"
+    )]
+    fn chunk_keys<'py>(
+        &self,
+        py: Python<'py>,
+        hashes: &Bound<'py, PyAny>,
+        tail: Option<&Bound<'py, PyBytes>>,
+        chunk_blocks: ChunkBlocks,
+        first_chunk: Count<usize>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let chain = PyChain::new(self, hashes, tail)?;
+        let ends = core::chunk_ends(chain.blocks(), chunk_blocks.0, first_chunk.0);
+        let hashes = guarded(|| ends.map(|end| chain.hash(end)).collect::<core::Result<Vec<_>>>())?;
+        let hashes: Vec<&[u8]> = hashes.iter().map(PyBytesMethods::as_bytes).collect();
+        let key = |hash: &&[u8]| *self.0.key(hash).as_bytes();
+        let keys = run(py, hashes.len(), || Ok(hashes.iter().map(key).collect::<Vec<_>>()))?;
+        Ok(PyBytes::new(py, keys.as_flattened()))
+    }
+}
+
+/// How many blocks make a chunk: 1 or more.
+#[derive(Clone, Copy)]
+struct ChunkBlocks(NonZeroU32);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for ChunkBlocks {
+    type Error = PyErr;
+
+    fn extract(number: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let Count(blocks) = number.extract()?;
+        NonZeroU32::new(blocks).map(Self).ok_or_else(|| invalid("chunk_blocks is 0, it must be at least 1"))
+    }
 }
 
 /// Block hashes as Python has them, each read only when it is needed.
@@ -130,7 +138,7 @@ impl<'a, 'py> PyChain<'a, 'py> {
         } else if let Ok(tuple) = hashes.cast::<PyTuple>() {
             (Sequence::Tuple(tuple), tuple.len())
         } else {
-            return Err(InvalidArgumentError::new_err("hashes is neither a list nor a tuple"));
+            return Err(invalid("hashes is neither a list nor a tuple"));
         };
         Ok(Self { space: &space.0, hashes, full, tail })
     }

@@ -1,8 +1,10 @@
 //! `lmcache_rs._core`: the Rust core as Python sees it; conversions and GIL handling, no decisions.
 
+mod convert;
 mod error;
 mod index;
 mod memory;
+mod tier;
 
 use pyo3::prelude::*;
 
@@ -13,5 +15,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("build_profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
     error::add_to(module)?;
     index::add_to(module)?;
-    memory::add_to(module)
+    memory::add_to(module)?;
+    tier::add_to(module)
 }

@@ -1,8 +1,7 @@
 //! `HostPool`, `KvLayers`, `Mover` and `GpuMover` for Python.
 
-mod convert;
 mod gpu_mover;
-mod host_pool;
+pub mod host_pool;
 mod kv_layers;
 mod mover;
 

@@ -1,6 +1,7 @@
 //! Which blocks are held, in which row, in what order they may leave. Thread-safe; moves no bytes.
 
 mod check;
+mod chunks;
 mod entry;
 mod guards;
 mod prefix;
@@ -11,6 +12,7 @@ mod tree;
 
 use std::sync::Arc;
 
+pub use self::chunks::chunk_ends;
 pub use self::guards::{Lease, Match, Reservation};
 pub use self::prefix::{Chain, Hashes};
 pub use self::stats::{Counters, Stats};

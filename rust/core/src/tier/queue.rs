@@ -15,8 +15,8 @@ const TASKS_MAX: usize = 65_536;
 pub enum Ended {
     /// A chunk of a store.
     Stored(std::result::Result<Stored, Refusal>),
-    /// A chunk of a load. After a refusal its rows hold anything.
-    Loaded(std::result::Result<(), Refusal>),
+    /// A chunk of a load, with its bytes. After a refusal its rows hold anything.
+    Loaded(std::result::Result<u64, Refusal>),
     /// A search: for each key, whether all its parts are there.
     Found(std::result::Result<Vec<bool>, Refusal>),
 }
@@ -239,16 +239,14 @@ impl Queue {
 
     fn book(&mut self, task: &Task, ended: Ended) {
         let counters = &mut self.counters;
-        let bytes = |chunk: &Chunk| chunk.memory.bytes() as u64;
-        match (&ended, &task.work) {
-            (Ended::Stored(Ok(Stored::Present)), _) => counters.present += 1,
-            (Ended::Stored(Ok(Stored::Written(bytes))), _) => counters.stores.add(*bytes),
-            (Ended::Stored(Err(refusal)), _) => counters.stores.refuse(refusal),
-            (Ended::Loaded(Ok(())), Work::Load(chunk)) => counters.loads.add(bytes(chunk)),
-            (Ended::Loaded(Ok(())), _) => {}
-            (Ended::Loaded(Err(refusal)), _) => counters.loads.refuse(refusal),
-            (Ended::Found(Ok(_)), _) => counters.finds.add(0),
-            (Ended::Found(Err(refusal)), _) => counters.finds.refuse(refusal),
+        match &ended {
+            Ended::Stored(Ok(Stored::Present)) => counters.present += 1,
+            Ended::Stored(Ok(Stored::Written(bytes))) => counters.stores.add(*bytes),
+            Ended::Stored(Err(refusal)) => counters.stores.refuse(refusal),
+            Ended::Loaded(Ok(bytes)) => counters.loads.add(*bytes),
+            Ended::Loaded(Err(refusal)) => counters.loads.refuse(refusal),
+            Ended::Found(Ok(_)) => counters.finds.add(0),
+            Ended::Found(Err(refusal)) => counters.finds.refuse(refusal),
         }
         let seconds = task.submitted.elapsed().as_secs_f64();
         self.ended.push(TierOutcome { job: task.job, index: task.index, ended, seconds });

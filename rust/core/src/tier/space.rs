@@ -28,6 +28,12 @@ impl Namespace {
         Self(*hasher.finalize().as_bytes())
     }
 
+    /// The namespace that consists of `bytes`.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes of the namespace.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {

@@ -222,7 +222,10 @@ impl Shared {
     fn run(&self, work: &Work) -> Ended {
         match work {
             Work::Store(chunk) => Ended::Stored(guarded(|| self.tier.put(chunk))),
-            Work::Load(chunk) => Ended::Loaded(guarded(|| self.tier.get(chunk))),
+            Work::Load(chunk) => {
+                let got = guarded(|| self.tier.get(chunk));
+                Ended::Loaded(got.map(|()| chunk.memory.bytes() as u64))
+            }
             Work::Find(keys) => Ended::Found(guarded(|| self.tier.present(keys))),
         }
     }

@@ -5,9 +5,9 @@ use std::mem;
 use lmcache_core::{GpuLayer, GpuMoverConfig, LoadOrder, Staging, Streams};
 use pyo3::prelude::*;
 
-use super::convert::{Count, Numbers, Timeout, detached, invalid};
 use super::host_pool::HostPool;
-use super::mover::{CLOSE_DEFAULT, told};
+use super::mover::told;
+use crate::convert::{CLOSE_DEFAULT, Count, Numbers, Timeout, detached, invalid};
 use crate::error::{guarded_py, to_python};
 
 #[pyfunction]

@@ -8,7 +8,7 @@ use lmcache_core::HostPoolConfig;
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 
-use super::convert::{Count, Timeout, detached};
+use crate::convert::{Count, Timeout, detached};
 use crate::error::{guarded, guarded_py, to_python};
 
 #[pyfunction]
@@ -18,7 +18,7 @@ pub fn pool_rows(size_bytes: Count<usize>, row_bytes: Count<usize>) -> usize {
 
 #[pyclass(frozen, module = "lmcache_rs._core")]
 pub struct HostPool {
-    pub(super) pool: lmcache_core::HostPool,
+    pub(crate) pool: lmcache_core::HostPool,
 }
 
 #[pymethods]

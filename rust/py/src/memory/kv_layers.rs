@@ -10,7 +10,7 @@ use lmcache_core::Layer;
 use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use super::convert::invalid;
+use crate::convert::invalid;
 use crate::error::{guarded_py, to_python};
 
 #[pyclass(frozen, module = "lmcache_rs._core")]

@@ -1,18 +1,14 @@
 //! `Mover` for Python.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use lmcache_core::{Direction, Outcome};
 use pyo3::prelude::*;
 
-use super::convert::{Count, Numbers, Timeout, detached, invalid};
 use super::host_pool::HostPool;
 use super::kv_layers::KvLayers;
+use crate::convert::{CLOSE_DEFAULT, Count, Numbers, Timeout, detached, invalid};
 use crate::error::{guarded_py, to_python};
-
-/// What `close` waits when no time is given.
-pub const CLOSE_DEFAULT: Duration = Duration::from_secs(5);
 
 #[pyclass(frozen, module = "lmcache_rs._core")]
 pub struct Mover {

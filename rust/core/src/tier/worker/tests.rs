@@ -59,7 +59,7 @@ fn each_chunk_ends_by_itself_and_is_counted() {
     let ended = drained(&queue);
     assert_eq!(ended[&(2, 0)], Ended::Stored(Ok(Stored::Present)));
     assert_eq!(ended[&(3, 0)], Ended::Found(Ok(vec![true, false, true])));
-    assert_eq!(ended[&(4, 0)], Ended::Loaded(Ok(())));
+    assert_eq!(ended[&(4, 0)], Ended::Loaded(Ok(4096)));
     assert_eq!(refused(&ended[&(4, 2)]), Some(Reason::Absent));
     assert_eq!(ended.len(), 5);
     assert!(rows.read(&[2, 3]) == rows.read(&[0, 1]));
