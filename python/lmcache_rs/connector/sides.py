@@ -1,25 +1,27 @@
 """Builds the side of the connector that a vLLM process needs, from vLLM's and our configuration."""
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from lmcache_rs._core import HostPool, pool_rows
+from lmcache_rs._core import tier_namespace
 from lmcache_rs.config import Config, load_config
 from lmcache_rs.connector import vllm_api as api
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.geometry import Declined, Geometry, inspect
 from lmcache_rs.connector.handle import EngineHandle
+from lmcache_rs.connector.host_memory import distinct, make_mover, make_pool
 from lmcache_rs.connector.mover import Mover
+from lmcache_rs.connector.namespace import Unnamed, namespace_properties
 from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.rules import Roles
 from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
+from lmcache_rs.connector.tier_worker import TierWorker
+from lmcache_rs.connector.tiers import OpenTier, open_tiers
 from lmcache_rs.connector.worker import WorkerSide
-from lmcache_rs.copy.cpu import CpuMover
 from lmcache_rs.log import init_logger
-from lmcache_rs.memory import clamp
 
 logger = init_logger(__name__)
 
@@ -27,7 +29,13 @@ logger = init_logger(__name__)
 class Sides:
     """One side of the connector, or none when the model is declined; owns its counters and its barrier."""
 
-    def __init__(self, config: Config, geometry: Geometry | Declined, is_scheduler: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        geometry: Geometry | Declined,
+        is_scheduler: bool,
+        open_tiers: Callable[[], Mapping[str, OpenTier]] = dict,
+    ) -> None:
         self.counters = Counters()
         # A worker's failures reach the scheduler side as failed loads and stores, and count there.
         self.barrier = Barrier(self.counters.add, Breaker(self.counters.add) if is_scheduler else None)
@@ -35,6 +43,8 @@ class Sides:
         self.geometry = geometry
         self.scheduler: SchedulerSide | None = None
         self.worker: WorkerSide | None = None
+        self.open_tiers = open_tiers
+        """Opens the slower tiers for this side; none where they cannot be used."""
         self._handle: EngineHandle | None = None
 
     def attach_handle(self) -> None:
@@ -90,7 +100,8 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
         device = api.device_type()
         fails_requests = api.KVConnectorTransferResults is not None
         geometry = inspect(vllm_config, kv_cache_config, device, pool_bytes, fails_requests=fails_requests)
-        sides = Sides(config, geometry, is_scheduler)
+        tiers = partial(_open_tiers, vllm_config, config, geometry, is_scheduler)
+        sides = Sides(config, geometry, is_scheduler, tiers)
         if is_scheduler:
             api.make_block_hashes_repeatable()
             _set_failure_policy(transfer, config)
@@ -121,7 +132,23 @@ def _scheduler_side(vllm_config: Any, config: Config, geometry: Geometry, sides:
         api.make_tail_hash(hash_algorithm, geometry.block_size),
         sides.counters,
         sides.barrier,
+        sides.open_tiers(),
     )
+
+
+def _open_tiers(
+    vllm_config: Any, config: Config, geometry: Geometry, searching: bool
+) -> Mapping[str, OpenTier]:
+    """Disk and Redis, as configured; none, with a warning, where what they hold could be taken for other KV."""
+    if config.disk is None and config.redis is None:
+        return {}
+    properties = namespace_properties(vllm_config, geometry)
+    if isinstance(properties, Unnamed):
+        if searching:
+            logger.warning("Nothing is kept on disk or in Redis: %s", properties.message)
+        return {}
+    rank = 0 if searching else vllm_config.parallel_config.rank
+    return open_tiers(config, tier_namespace(properties), rank, geometry.ranks, searching=searching)
 
 
 _workers_nearby: dict[str, WorkerSide] = {}

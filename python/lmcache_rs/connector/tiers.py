@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lmcache_rs._core import Tier, TierQueue
 from lmcache_rs.config import Config
+from lmcache_rs.config.tiers import TierUse
 
 FIND_S_MAX = 0.25
 """A search that a tier has not answered by then found nothing there."""
@@ -34,28 +35,20 @@ def open_tiers(
     """The tiers by name, the quickest first. `searching`: only to be searched, by the scheduler side."""
     secret = config.tier_secret.encode() if config.tier_secret else None
     timeout = min(FIND_S_MAX, config.blocking_timeout_secs) if searching else config.blocking_timeout_secs
-    opened: dict[str, OpenTier] = {}
+    threads = FIND_THREADS if searching else config.tier_threads
 
-    def add(name: str, tier: Tier, may_load: bool, may_store: bool) -> None:
-        threads = FIND_THREADS if searching else config.tier_threads
+    def opened(tier: Tier, use: TierUse) -> OpenTier:
         queue = TierQueue(tier, threads, CHUNKS_WAITING_MAX, CHUNKS_WAITING_MAX, timeout)
-        opened[name] = OpenTier(tier, queue, may_load, may_store)
+        return OpenTier(tier, queue, use.loads, use.stores)
 
-    if config.uses_disk:
+    tiers: dict[str, OpenTier] = {}
+    if config.disk is not None:
         share = config.max_local_disk_bytes // len(config.local_disk)
         directories = [(path, share) for path in config.local_disk]
-        tier = Tier.disk(namespace, rank, ranks, secret, directories, config.local_disk_direct)
-        add("disk", tier, config.disk_may_load, config.disk_may_store)
-    if config.remote_url:
-        tier = Tier.redis(
-            namespace,
-            rank,
-            ranks,
-            secret,
-            config.remote_url,
-            config.redis_key_prefix,
-            config.redis_ttl_secs,
-            timeout,
-        )
-        add("redis", tier, config.redis_may_load, config.redis_may_store)
-    return opened
+        disk = Tier.disk(namespace, rank, ranks, secret, directories, config.local_disk_direct)
+        tiers["disk"] = opened(disk, config.disk)
+    if config.redis is not None and config.remote_url is not None:
+        prefix, ttl = config.redis_key_prefix, config.redis_ttl_secs
+        redis = Tier.redis(namespace, rank, ranks, secret, config.remote_url, prefix, ttl, timeout)
+        tiers["redis"] = opened(redis, config.redis)
+    return tiers
