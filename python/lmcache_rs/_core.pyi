@@ -17,6 +17,7 @@ _Numbers: TypeAlias = Buffer | npt.NDArray[np.uint32]
 
 __all__ = [
     "ClosedError",
+    "Departure",
     "DeviceError",
     "GpuMover",
     "HostPool",
@@ -118,6 +119,25 @@ class Index:
         Evicts what it needs, never an ancestor of what it reserves. When rows run out the rest of the chain is
         dropped and counted.
         """
+    def take_unsaved(
+        self, space: KeySpace, hashes: Sequence[bytes], tail: bytes | None, chunk_blocks: int
+    ) -> Departure | None:
+        """The chunks of a chain that are visible and not marked as saved, marked from now on, under one lease. None
+        when there are none.
+
+        A chunk is the rows of a chain whose positions divided by `chunk_blocks` are the same; it was saved if its last
+        row is marked, and all its rows are marked when it is taken. Taken are whole chunks of the visible prefix, and
+        the shorter one at the end if all of `hashes`, and `tail` if given, is visible. Not a use. O(rows of the
+        prefix).
+        """
+    def take_coldest(self, chunk_blocks: int, rows_max: int, chunks_max: int) -> list[Departure]:
+        """Chunks not marked as saved among the rows that would leave first, marked from now on, each prefix's under its
+        lease; at most `chunks_max` in all.
+
+        Looks at the `rows_max` coldest entries of the list. Of each row there that could leave and is not marked it
+        takes the chunk that ends with it, which may be a shorter one, and the chunks before it up to one that was
+        saved. Not a use.
+        """
     def clear(self) -> int:
         """Forget everything; rows that are leased or being written are freed when that ends. Returns rows forgotten."""
     def shrink(self, rows: int) -> int:
@@ -126,9 +146,10 @@ class Index:
         """Gauges and counters.
 
         Gauges (rows): rows, free, visible, reserved, leaving, leases. Counters since construction: lookups (calls of
-        match), hits (those that found something), committed, aborted, evictions, removed (rows discarded, cleared or
-        beyond a smaller limit), dropped (keys that found no row), mismatches (calls that name a key which is held under
-        another parent: nothing is found, and nothing reserved from there on).
+        match), hits (those that found something), committed, aborted, evictions, unsaved_evictions (those of rows that
+        are not marked as saved), removed (rows discarded, cleared or beyond a smaller limit), dropped (keys that found
+        no row), mismatches (calls that name a key which is held under another parent: nothing is found, and nothing
+        reserved from there on).
         """
 
 @final
@@ -181,14 +202,38 @@ class Reservation:
     def dropped(self) -> int:
         """Keys of the chain that found no row."""
     def __len__(self) -> int: ...
-    def commit(self) -> int:
-        """The bytes are there: make the rows visible, each as soon as its parent is. Returns rows that were still
-        wanted (others were removed meanwhile and are freed). Another commit or abort does nothing and returns 0."""
+    def commit(self, saved: bool = False) -> int:
+        """The bytes are there: make the rows visible, each as soon as its parent is. `saved`: they came from a slower
+        tier, which has them still. Returns rows that were still wanted (others were removed meanwhile and are freed).
+        Another commit or abort does nothing and returns 0."""
     def abort(self) -> int:
         """The bytes are not there: forget the rows and all that was reserved on top. Returns rows forgotten."""
     def discard(self) -> int:
         """Remove these rows and all descendants, also after commit (their content turned out to be bad). Returns rows
         removed. Before commit or abort the rows stay this reservation's, and are not reused until then."""
+
+@final
+class Departure:
+    """Chunks of one prefix on their way to a slower tier, in prefix order and as `TierQueue.store` takes them, and the
+    lease on their rows. Dropping it releases it."""
+
+    @property
+    def keys(self) -> bytes:
+        """32 bytes a chunk: the key of its last row."""
+    @property
+    def positions(self) -> bytes:
+        """Chunks before each in its prefix, as unsigned 32-bit integers."""
+    @property
+    def counts(self) -> bytes:
+        """Rows of each, as unsigned 32-bit integers."""
+    @property
+    def rows(self) -> bytes:
+        """Rows of all, one chunk's after the other, as unsigned 32-bit integers. Once it is released they may hold
+        anything."""
+    def __len__(self) -> int:
+        """Chunks."""
+    def release(self) -> None:
+        """The rows may leave and change again. No use: they keep their place among those that leave. Idempotent."""
 
 def pool_rows(size_bytes: int, row_bytes: int) -> int:
     """Rows of `row_bytes` that a `HostPool` of `size_bytes` has; 0 when it would hold none."""

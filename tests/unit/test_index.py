@@ -235,10 +235,103 @@ def test_stats_name_everything() -> None:
         "committed": 7,
         "aborted": 1,
         "evictions": 4,
+        "unsaved_evictions": 4,
         "removed": 3,
         "dropped": 1,
         "mismatches": 0,
     }
+
+
+def departing(departure: _core.Departure | None) -> tuple[bytes, list[int], list[int], list[int]]:
+    assert departure is not None
+    assert len(departure) == len(departure.keys) // 32
+    return (departure.keys, *map(rows_of, (departure.positions, departure.counts, departure.rows)))
+
+
+@pytest.mark.parametrize("blocks", [6, 300])
+def test_unsaved_chunks_are_taken_once(blocks: int) -> None:
+    index = Index(2 * blocks)
+    hashes = prompt("a", blocks)
+    rows = store(index, hashes)
+    # The visible prefix ends within a chunk, which is not the chain's end.
+    assert index.take_unsaved(SPACE, [*hashes[:2], b"another"], None, 3) is None
+    taken = index.take_unsaved(SPACE, hashes[:5], None, 3)
+    assert departing(taken) == (SPACE.chunk_keys(hashes[:5], None, 3), [0, 1], [3, 2], rows[:5])
+    assert index.take_unsaved(SPACE, hashes[:5], None, 3) is None
+    rows += store(index, hashes, TAIL)
+    rest = index.take_unsaved(SPACE, tuple(hashes), TAIL, 3)
+    chunks = blocks // 3
+    assert departing(rest) == (
+        SPACE.chunk_keys(hashes, TAIL, 3, 1),
+        list(range(1, chunks + 1)),
+        [3] * (chunks - 1) + [1],
+        rows[3:],
+    )
+    assert index.stats()["leases"] == 2
+
+
+def test_a_departure_keeps_its_rows_until_it_is_released() -> None:
+    index = Index(4)
+    store(index, prompt("a", 4))
+    taken = index.take_unsaved(SPACE, prompt("a", 4), None, 2)
+    assert len(index.reserve(SPACE, prompt("b", 4))) == 0
+    assert taken is not None
+    taken.release()
+    taken.release()
+    assert index.stats()["leases"] == 0
+    assert len(index.reserve(SPACE, prompt("b", 4))) == 4
+    store(index, prompt("c", 4))
+    again = index.take_unsaved(SPACE, prompt("c", 4), None, 4)
+    assert index.stats()["leases"] == 1
+    del again
+    assert index.stats()["leases"] == 0
+    assert index.stats()["unsaved_evictions"] == 0
+
+
+def test_the_coldest_chunks_are_taken_first_and_stay_the_coldest() -> None:
+    index = Index(12)
+    old, new = prompt("old", 5), prompt("new", 4)
+    rows = store(index, old)
+    store(index, new)
+    loaded = index.reserve(SPACE, prompt("loaded", 2))
+    assert loaded.commit(saved=True) == 2
+    assert index.take_coldest(2, 10, 0) == []
+    (first,) = index.take_coldest(2, 1, 2)
+    assert departing(first) == (SPACE.chunk_keys(old, None, 2, 1), [1, 2], [2, 1], rows[2:])
+    # Those of the old prefix are on their way, those of the last came from where these go.
+    (second,) = index.take_coldest(2, 10, 10)
+    assert departing(second)[0] == SPACE.chunk_keys(new, None, 2)
+    first.release()
+    second.release()
+    # One row is free.
+    assert len(index.reserve(SPACE, prompt("more", 6))) == 6
+    assert index.match(SPACE, old).blocks == 0
+    assert index.match(SPACE, new).blocks == 4
+    stats = index.stats()
+    assert (stats["evictions"], stats["unsaved_evictions"]) == (5, 2)
+
+
+def test_rows_are_marked_for_one_life_only() -> None:
+    index = Index(2)
+    reservation = index.reserve(SPACE, prompt("a", 2))
+    reservation.commit(True)
+    assert index.take_unsaved(SPACE, prompt("a", 2), None, 1) is None
+    index.clear()
+    store(index, prompt("a", 2))
+    taken = index.take_unsaved(SPACE, prompt("a", 2), None, 1)
+    assert departing(taken)[1] == [0, 1]
+
+
+def test_wrong_ways_to_take_chunks() -> None:
+    index = Index(2)
+    with pytest.raises(_core.InvalidArgumentError, match="chunk_blocks is 0"):
+        index.take_unsaved(SPACE, [], None, 0)
+    for arguments in ((0, 1, 1), (1, -1, 1), (1, 1, -1)):
+        with pytest.raises(_core.InvalidArgumentError):
+            index.take_coldest(*arguments)
+    store(index, prompt("a", 2))
+    assert index.take_unsaved(SPACE, prompt("a", 2)[1:], None, 1) is None
+    assert index.stats()["mismatches"] == 1
 
 
 def test_a_contradicting_chain_finds_nothing() -> None:

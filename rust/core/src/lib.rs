@@ -13,7 +13,7 @@ mod tier;
 pub use copy::{Direction, KvLayers, Layer, Mover, Outcome};
 pub use cuda::{GpuLayer, GpuMover, GpuMoverConfig, LoadOrder, Staging, Streams, cuda_available};
 pub use error::{Error, ErrorKind, Result};
-pub use index::{Chain, Counters, Hashes, Index, Lease, Match, Reservation, Stats, chunk_ends};
+pub use index::{Chain, Counters, Departure, Hashes, Index, Lease, Match, Reservation, Stats, chunk_ends};
 pub use key::{Key, KeySpace, TokenHashes, hash_tokens};
 pub use pool::{HostPool, HostPoolConfig, pool_rows};
 pub use tier::{

@@ -4,8 +4,10 @@
 
 mod model;
 
-use lmcache_core::{Index, Key, KeySpace, Lease, Match, Reservation};
-use model::{Gauges, Id, Model};
+use std::num::NonZeroU32;
+
+use lmcache_core::{Departure, Index, Key, KeySpace, Lease, Match, Reservation};
+use model::{Gauges, Id, Model, Taken};
 use proptest::prelude::*;
 use proptest::sample;
 use proptest::test_runner::TestCaseError;
@@ -15,6 +17,7 @@ enum Step {
     Reserve(Vec<u8>),
     /// Of a reservation that is open.
     Commit(sample::Index),
+    CommitSaved(sample::Index),
     Abort(sample::Index),
     /// Of any.
     CommitAgain(sample::Index),
@@ -25,6 +28,9 @@ enum Step {
     Lease(sample::Index),
     LeaseDiscard(sample::Index, usize),
     Release(sample::Index),
+    TakeUnsaved(Vec<u8>, usize),
+    TakeColdest(usize, usize, usize),
+    ReleaseDeparture(sample::Index),
     Clear,
     Shrink(usize),
 }
@@ -36,6 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         20 => path().prop_map(Step::Reserve),
         16 => pick().prop_map(Step::Commit),
+        4 => pick().prop_map(Step::CommitSaved),
         2 => pick().prop_map(Step::Abort),
         1 => pick().prop_map(Step::CommitAgain),
         2 => pick().prop_map(Step::Drop),
@@ -44,6 +51,10 @@ fn step() -> impl Strategy<Value = Step> {
         8 => pick().prop_map(Step::Lease),
         1 => (pick(), 0..6_usize).prop_map(|(at, first)| Step::LeaseDiscard(at, first)),
         6 => pick().prop_map(Step::Release),
+        6 => (path(), 1..4_usize).prop_map(|(path, size)| Step::TakeUnsaved(path, size)),
+        6 => (1..4_usize, 0..6_usize, 0..5_usize)
+            .prop_map(|(size, rows, chunks)| Step::TakeColdest(size, rows, chunks)),
+        8 => pick().prop_map(Step::ReleaseDeparture),
         1 => Just(Step::Clear),
         1 => (0..10_usize).prop_map(Step::Shrink),
     ]
@@ -52,6 +63,10 @@ fn step() -> impl Strategy<Value = Step> {
 fn chain(path: &[u8]) -> Vec<Key> {
     let space = KeySpace::new("test", 0, &[]);
     (1..=path.len()).map(|end| space.key(&path[..end])).collect()
+}
+
+fn chunk_blocks(blocks: usize) -> NonZeroU32 {
+    NonZeroU32::new(u32::try_from(blocks).unwrap()).unwrap()
 }
 
 struct Held<T> {
@@ -73,6 +88,7 @@ struct World {
     reservations: Vec<Held<Reservation>>,
     matches: Vec<(Match, Option<Id>)>,
     leases: Vec<Leased>,
+    departures: Vec<(Departure, Id)>,
     lookups: u64,
     hits: u64,
     committed: u64,
@@ -91,6 +107,7 @@ impl World {
             reservations: Vec::new(),
             matches: Vec::new(),
             leases: Vec::new(),
+            departures: Vec::new(),
             lookups: 0,
             hits: 0,
             committed: 0,
@@ -104,10 +121,11 @@ impl World {
         match step {
             Step::Reserve(path) => self.reserve(path)?,
             Step::Lookup(path) => self.lookup(path)?,
-            Step::Commit(at) => self.open_reservation(*at).map_or(Ok(()), |at| self.commit(at))?,
+            Step::Commit(at) => self.open_reservation(*at).map_or(Ok(()), |at| self.commit(at, false))?,
+            Step::CommitSaved(at) => self.open_reservation(*at).map_or(Ok(()), |at| self.commit(at, true))?,
             Step::Abort(at) => self.open_reservation(*at).map_or(Ok(()), |at| self.abort(at))?,
             Step::CommitAgain(at) if !self.reservations.is_empty() => {
-                self.commit(at.index(self.reservations.len()))?;
+                self.commit(at.index(self.reservations.len()), false)?;
             }
             Step::Drop(at) if !self.reservations.is_empty() => {
                 let held = self.reservations.swap_remove(at.index(self.reservations.len()));
@@ -128,6 +146,21 @@ impl World {
                 self.removed += removed;
             }
             Step::Release(at) if !self.leases.is_empty() => self.release(at.index(self.leases.len()))?,
+            Step::TakeUnsaved(path, size) => {
+                let real = self.index.take_unsaved(&chain(path)[..], chunk_blocks(*size)).unwrap();
+                let expected = self.model.take_unsaved(path, *size);
+                prop_assert_eq!(real.is_some(), !expected.is_empty());
+                real.map_or(Ok(()), |real| self.depart(real, &expected))?;
+            }
+            Step::TakeColdest(size, rows, chunks) => {
+                let real = self.index.take_coldest(chunk_blocks(*size), *rows, *chunks).unwrap();
+                let expected = self.model.take_coldest(*size, *rows, *chunks);
+                prop_assert_eq!(real.len(), expected.len());
+                real.into_iter().zip(&expected).try_for_each(|(real, taken)| self.depart(real, taken))?;
+            }
+            Step::ReleaseDeparture(at) if !self.departures.is_empty() => {
+                self.release_departure(at.index(self.departures.len()));
+            }
             Step::Clear => {
                 let removed = self.model.remove_from(0);
                 prop_assert_eq!(self.index.clear().unwrap(), removed);
@@ -161,11 +194,12 @@ impl World {
         Ok(())
     }
 
-    fn commit(&mut self, at: usize) -> Outcome {
+    fn commit(&mut self, at: usize, saved: bool) -> Outcome {
         let held = &mut self.reservations[at];
         let open = std::mem::replace(&mut held.open, false);
-        let wanted = if open { self.model.commit(&held.ids) } else { 0 };
-        prop_assert_eq!(held.real.commit().unwrap(), wanted);
+        let wanted = if open { self.model.commit(&held.ids, saved) } else { 0 };
+        let real = if saved { held.real.commit_saved() } else { held.real.commit() };
+        prop_assert_eq!(real.unwrap(), wanted);
         self.committed += wanted;
         Ok(())
     }
@@ -213,6 +247,30 @@ impl World {
         Ok(())
     }
 
+    fn depart(&mut self, real: Departure, expected: &Taken) -> Outcome {
+        let nodes = &self.model.nodes;
+        let keys =
+            expected.iter().map(|(_, chunk)| *chain(&nodes[chunk.last().unwrap()].path).last().unwrap());
+        prop_assert_eq!(real.keys(), keys.collect::<Vec<_>>());
+        let narrow = |number: usize| u32::try_from(number).unwrap();
+        let positions = expected.iter().map(|(number, _)| narrow(*number));
+        prop_assert_eq!(real.positions(), positions.collect::<Vec<_>>());
+        let counts = expected.iter().map(|(_, chunk)| narrow(chunk.len()));
+        prop_assert_eq!(real.counts(), counts.collect::<Vec<_>>());
+        let rows = expected.iter().flat_map(|(_, chunk)| chunk).map(|id| nodes[id].row);
+        prop_assert_eq!(real.rows(), rows.collect::<Vec<_>>());
+        let last = expected.last().and_then(|(_, chunk)| chunk.last()).unwrap();
+        self.departures.push((real, *last));
+        Ok(())
+    }
+
+    fn release_departure(&mut self, at: usize) {
+        let (real, id) = self.departures.swap_remove(at);
+        real.release();
+        real.release();
+        self.model.release_departure(id);
+    }
+
     fn compare(&self) -> Outcome {
         if let Err(error) = self.index.check_integrity() {
             return Err(TestCaseError::fail(error.to_string()));
@@ -222,11 +280,12 @@ impl World {
         let gauges =
             Gauges { rows, free, visible: stats.visible, reserved: stats.reserved, leaving: stats.leaving };
         prop_assert_eq!(gauges, self.model.gauges());
-        prop_assert_eq!(stats.leases, self.leases.len() as u64);
+        prop_assert_eq!(stats.leases, (self.leases.len() + self.departures.len()) as u64);
         let counted = stats.counters;
         prop_assert_eq!((counted.lookups, counted.hits), (self.lookups, self.hits));
         prop_assert_eq!((counted.committed, counted.aborted), (self.committed, self.aborted));
         prop_assert_eq!((counted.evictions, counted.removed), (self.model.evictions, self.removed));
+        prop_assert_eq!(counted.unsaved_evictions, self.model.unsaved_evictions);
         prop_assert_eq!((counted.dropped, counted.mismatches), (self.dropped, 0));
         for node in self.model.nodes.values() {
             let found = self.index.present(&chain(&node.path)[..]).unwrap();
@@ -243,6 +302,10 @@ impl World {
         self.matches.clear();
         while !self.leases.is_empty() {
             self.release(0)?;
+            self.compare()?;
+        }
+        while !self.departures.is_empty() {
+            self.release_departure(0);
             self.compare()?;
         }
         while let Some(held) = self.reservations.pop() {

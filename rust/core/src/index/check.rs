@@ -43,6 +43,10 @@ impl Table {
             is_free == (state == RowState::Free && row < self.limit),
             "is handed out exactly if it is free",
         )?;
+        ensure(
+            !entry.saved || !matches!(state, RowState::Free | RowState::Reserved),
+            "is saved, and holds nothing",
+        )?;
         ensure(state != RowState::Free || entry.is_idle_leaf() && entry.parent == NONE, "is free but used")?;
         ensure(state != RowState::Leaving || !entry.is_idle_leaf(), "is leaving, and nobody uses it")?;
         ensure(state != RowState::Reserved || entry.writing, "is reserved, and nobody writes it")?;

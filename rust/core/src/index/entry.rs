@@ -52,6 +52,8 @@ pub(super) struct Entry {
     pub(super) state: RowState,
     /// A reservation still owns it: its bytes may be written at any time.
     pub(super) writing: bool,
+    /// A slower tier holds its bytes as well, or somebody took them to bring them there.
+    pub(super) saved: bool,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64, "one entry is one cache line");
@@ -68,6 +70,7 @@ impl Entry {
         generation: 0,
         state: RowState::Free,
         writing: false,
+        saved: false,
     };
 
     pub(super) fn is_leaf(&self) -> bool {

@@ -57,15 +57,37 @@ impl Match {
         let Some(last) = self.last else { return Ok(None) };
         self.index.with(|table| {
             let row = last.indexed(table)?;
-            // One is left for the protection during a reservation.
-            if table.entry(row).leases >= u32::MAX - 1 {
-                return None;
-            }
-            table.entry_mut(row).leases += 1;
-            table.leases += 1;
             let index = self.index.clone();
-            Some(Lease { index, row, blocks: self.blocks, released: AtomicBool::new(false) })
+            let blocks = self.blocks;
+            table.lease(row).then(|| Lease { index, row, blocks, released: AtomicBool::new(false) })
         })
+    }
+}
+
+impl Table {
+    /// One more lease on the indexed `row`. False, and nothing done, when it has as many as can be counted.
+    pub(super) fn lease(&mut self, row: u32) -> bool {
+        // One is left for the protection during a reservation.
+        if self.entry(row).leases >= u32::MAX - 1 {
+            return false;
+        }
+        self.entry_mut(row).leases += 1;
+        self.leases += 1;
+        true
+    }
+
+    /// One lease on `row` less. Whether it was the last of a visible row; what that means for its place in the list is
+    /// the caller's.
+    pub(super) fn end_lease(&mut self, row: u32) -> bool {
+        self.leases -= 1;
+        let entry = self.entry_mut(row);
+        entry.leases -= 1;
+        let is_last = entry.leases == 0;
+        let is_visible = entry.state == RowState::Visible;
+        if is_last && !is_visible {
+            self.settle(row);
+        }
+        is_last && is_visible
     }
 }
 
@@ -132,13 +154,8 @@ impl Lease {
             if self.released.swap(true, Ordering::Relaxed) {
                 return;
             }
-            table.leases -= 1;
-            let entry = table.entry_mut(self.row);
-            entry.leases -= 1;
-            match (entry.leases, entry.state) {
-                (0, RowState::Visible) => table.lru.touch(self.row),
-                (0, _) => table.settle(self.row),
-                _ => {}
+            if table.end_lease(self.row) {
+                table.lru.touch(self.row);
             }
         });
     }
@@ -188,9 +205,14 @@ impl Reservation {
     }
 
     /// The bytes are there: makes the rows visible, each as soon as its parent is. Returns rows that were still wanted
-    /// (others were removed meanwhile and are freed). A second call of `commit` or `abort` does nothing.
+    /// (others were removed meanwhile and are freed). A second call of a `commit` or `abort` does nothing.
     pub fn commit(&self) -> Result<u64> {
-        self.close(Table::commit)
+        self.close(|table, rows| table.commit(rows, false))
+    }
+
+    /// As `commit`, for bytes that came from a slower tier: it has them still.
+    pub fn commit_saved(&self) -> Result<u64> {
+        self.close(|table, rows| table.commit(rows, true))
     }
 
     /// The bytes are not there: forgets the rows and all that was reserved on top. Returns rows forgotten.

@@ -2,6 +2,7 @@
 
 mod check;
 mod chunks;
+mod departure;
 mod entry;
 mod guards;
 mod prefix;
@@ -10,9 +11,11 @@ mod stats;
 mod table;
 mod tree;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 pub use self::chunks::chunk_ends;
+pub use self::departure::Departure;
 pub use self::guards::{Lease, Match, Reservation};
 pub use self::prefix::{Chain, Hashes};
 pub use self::stats::{Counters, Stats};
@@ -101,6 +104,31 @@ impl Index {
     pub fn reserve(&self, chain: &(impl Chain + ?Sized)) -> Result<Reservation> {
         let reserved = self.with(|table| table.reserve(chain))??;
         Ok(Reservation::new(self, reserved))
+    }
+
+    /// The chunks of `chain` that are visible and were not saved, marked as saved from now on. Whole chunks of the
+    /// visible prefix, and the shorter one at the chain's end if all of the chain is visible. None when there are none.
+    /// Not a use. Reads every row of the prefix.
+    pub fn take_unsaved(
+        &self,
+        chain: &(impl Chain + ?Sized),
+        chunk_blocks: NonZeroU32,
+    ) -> Result<Option<Departure>> {
+        let taken = self.with(|table| table.take_unsaved(chain, chunk_blocks))??;
+        Ok(taken.map(|taken| Departure::new(self, taken)))
+    }
+
+    /// Chunks that were not saved of rows that would leave first, marked as saved from now on: at most `chunks_max` in
+    /// all. Looks at the `rows_max` coldest rows of the list; of each that could leave it takes the chunk that ends
+    /// there, which may be a shorter one, and the chunks before it up to one that was saved. Not a use.
+    pub fn take_coldest(
+        &self,
+        chunk_blocks: NonZeroU32,
+        rows_max: usize,
+        chunks_max: usize,
+    ) -> Result<Vec<Departure>> {
+        let taken = self.with(|table| table.take_coldest(chunk_blocks, rows_max, chunks_max))?;
+        Ok(taken.into_iter().map(|taken| Departure::new(self, taken)).collect())
     }
 
     /// Forgets everything; rows that are leased or being written are freed when that ends. Returns rows forgotten.

@@ -86,10 +86,11 @@ impl Table {
             if !entry.is_idle_leaf() {
                 continue;
             }
-            let parent = entry.parent;
+            let (parent, saved) = (entry.parent, entry.saved);
             self.retire(row);
             self.free(row);
             self.counters.evictions += 1;
+            self.counters.unsaved_evictions += u64::from(!saved);
             if parent != NONE && self.entry(parent).is_idle_leaf() {
                 self.lru.enter_coldest(parent);
             }
@@ -98,12 +99,14 @@ impl Table {
         false
     }
 
-    /// The bytes of `rows`, which one reservation took, are there. Returns rows that were still wanted.
-    pub(super) fn commit(&mut self, rows: &[u32]) -> u64 {
+    /// The bytes of `rows`, which one reservation took, are there, and in a slower tier as well if `saved`. Returns rows
+    /// that were still wanted.
+    pub(super) fn commit(&mut self, rows: &[u32], saved: bool) -> u64 {
         // What was removed meanwhile hangs below its first row, so it is the end of the chain.
         let wanted = rows.iter().take_while(|&&row| self.entry(row).state == RowState::Reserved).count();
         self.end_writing(rows, wanted);
         for &row in &rows[..wanted] {
+            self.entry_mut(row).saved = saved;
             let parent = self.entry(row).parent;
             if parent == NONE || self.entry(parent).state == RowState::Visible {
                 self.reveal(row);

@@ -13,6 +13,8 @@ pub struct Counters {
     pub aborted: u64,
     /// Rows that made room for others.
     pub evictions: u64,
+    /// Those of them whose bytes no slower tier holds.
+    pub unsaved_evictions: u64,
     /// Rows forgotten on request: discarded, cleared, or beyond a smaller limit.
     pub removed: u64,
     /// Keys that found no row.

@@ -125,6 +125,7 @@ impl Table {
         self.set_state(row, RowState::Free);
         let entry = self.entry_mut(row);
         entry.generation = entry.generation.wrapping_add(1);
+        entry.saved = false;
         if row < self.limit {
             self.free.push(row);
         }

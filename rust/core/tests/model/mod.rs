@@ -21,8 +21,14 @@ pub struct Node {
     parent: Option<Id>,
     writing: bool,
     leases: u32,
-    last_use: u64,
+    last_use: i64,
+    /// Not passed over by an eviction since its last use.
+    listed: bool,
+    saved: bool,
 }
+
+/// Chunks that were taken: for each its number in its prefix, and its nodes.
+pub type Taken = Vec<(usize, Vec<Id>)>;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
@@ -38,13 +44,23 @@ pub struct Model {
     pub nodes: BTreeMap<Id, Node>,
     pub limit: usize,
     pub evictions: u64,
+    pub unsaved_evictions: u64,
     next_id: Id,
-    now: u64,
+    now: i64,
+    coldest: i64,
 }
 
 impl Model {
     pub fn new(rows: usize) -> Self {
-        Self { nodes: BTreeMap::new(), limit: rows, evictions: 0, next_id: 0, now: 0 }
+        Self {
+            nodes: BTreeMap::new(),
+            limit: rows,
+            evictions: 0,
+            unsaved_evictions: 0,
+            next_id: 0,
+            now: 0,
+            coldest: 0,
+        }
     }
 
     fn node(&mut self, id: Id) -> &mut Node {
@@ -74,7 +90,9 @@ impl Model {
 
     fn touch(&mut self, id: Id) {
         self.now += 1;
-        self.node(id).last_use = self.now;
+        let now = self.now;
+        let node = self.node(id);
+        (node.last_use, node.listed) = (now, true);
     }
 
     fn is_idle_leaf(&self, id: Id) -> bool {
@@ -121,15 +139,36 @@ impl Model {
                 self.nodes[id].state == State::Visible && self.is_idle_leaf(*id) && Some(*id) != last
             };
             let candidates = self.nodes.keys().copied().filter(evictable);
-            let Some(victim) = candidates.min_by_key(|id| self.nodes[id].last_use) else { break };
+            let Some(victim) = candidates.min_by_key(|id| self.nodes[id].last_use) else {
+                self.pass_over(i64::MAX);
+                break;
+            };
             let victim = self.nodes.remove(&victim).unwrap();
             self.evictions += 1;
-            if let Some(parent) = victim.parent.and_then(|id| self.nodes.get_mut(&id)) {
-                parent.last_use = parent.last_use.max(victim.last_use);
+            self.unsaved_evictions += u64::from(!victim.saved);
+            self.pass_over(victim.last_use);
+            if let Some(id) = victim.parent.filter(|id| self.nodes.contains_key(id)) {
+                let may_leave = self.is_idle_leaf(id) && Some(id) != last;
+                let parent = self.node(id);
+                if !parent.listed {
+                    // Its own last use is not later, or it would be among those that leave.
+                    (parent.last_use, parent.listed) = (victim.last_use, may_leave);
+                }
             }
         }
         let given = wanted.min(self.free());
+        // It was held while others left. Without a child it may leave like them.
+        if let Some(id) = last.filter(|&id| given == 0 && self.is_idle_leaf(id)) {
+            self.node(id).listed |= self.nodes[&id].state == State::Visible;
+        }
         (first, given, wanted - given)
+    }
+
+    /// An eviction looked at all that was used before `last_use`, which cannot leave.
+    fn pass_over(&mut self, last_use: i64) {
+        for node in self.nodes.values_mut().filter(|node| node.last_use < last_use) {
+            node.listed = false;
+        }
     }
 
     /// Takes `rows`, which the index gave, for the blocks of `path` from `first` on.
@@ -140,8 +179,17 @@ impl Model {
             assert!((row as usize) < self.limit, "row {row} is out of use");
             assert!(self.nodes.values().all(|node| node.row != row), "row {row} is another's");
             let path = path[..end].to_vec();
-            let node =
-                Node { path, row, state: State::Reserved, parent, writing: true, leases: 0, last_use: 0 };
+            let node = Node {
+                path,
+                row,
+                state: State::Reserved,
+                parent,
+                writing: true,
+                leases: 0,
+                last_use: i64::MIN,
+                listed: false,
+                saved: false,
+            };
             self.nodes.insert(self.next_id, node);
             parent = Some(self.next_id);
             ids.push(self.next_id);
@@ -150,13 +198,14 @@ impl Model {
         ids
     }
 
-    pub fn commit(&mut self, ids: &[Id]) -> u64 {
+    pub fn commit(&mut self, ids: &[Id], saved: bool) -> u64 {
         let wanted: Vec<Id> =
             ids.iter().copied().filter(|id| self.nodes[id].state == State::Reserved).collect();
         self.end_writing(ids);
         for &id in &wanted {
             let parent = self.nodes[&id].parent;
             self.node(id).state = State::Written;
+            self.node(id).saved = saved;
             if parent.is_none_or(|id| self.nodes[&id].state == State::Visible) {
                 self.reveal(id);
             }
@@ -198,6 +247,7 @@ impl Model {
             return 0;
         }
         self.node(id).state = State::Leaving;
+        self.node(id).listed = false;
         let children = self.children(id);
         let removed = 1 + children.into_iter().map(|child| self.remove(child)).sum::<u64>();
         self.free_if_unused(id);
@@ -242,6 +292,65 @@ impl Model {
             self.touch(id);
         }
         self.free_if_unused(id);
+    }
+
+    /// As `release`, of a departure: no use, but what was passed over is the next to leave.
+    pub fn release_departure(&mut self, id: Id) {
+        self.node(id).leases -= 1;
+        let node = &self.nodes[&id];
+        if self.is_idle_leaf(id) && node.state == State::Visible && !node.listed {
+            self.coldest -= 1;
+            let coldest = self.coldest;
+            let node = self.node(id);
+            (node.last_use, node.listed) = (coldest, true);
+        }
+        self.free_if_unused(id);
+    }
+
+    /// Chunks of the visible prefix of `path` that were not saved; the last is leased.
+    pub fn take_unsaved(&mut self, path: &[u8], size: usize) -> Taken {
+        let (blocks, last) = self.prefix(path, |node| node.state == State::Visible);
+        let ids = last.map_or(Vec::new(), |id| self.chain(id));
+        let is_taken = |chunk: &[Id]| {
+            let is_whole = chunk.len() == size || blocks == path.len();
+            is_whole && !self.nodes[chunk.last().unwrap()].saved
+        };
+        let chunks = ids.chunks(size).enumerate().filter(|(_, chunk)| is_taken(chunk));
+        let taken: Taken = chunks.map(|(number, chunk)| (number, chunk.to_vec())).collect();
+        self.mark(&taken);
+        taken
+    }
+
+    /// Chunks that were not saved and end with one of the `rows_max` nodes that leave first, and those before.
+    pub fn take_coldest(&mut self, size: usize, rows_max: usize, chunks_max: usize) -> Vec<Taken> {
+        let mut listed: Vec<Id> = self.nodes.keys().copied().filter(|id| self.nodes[id].listed).collect();
+        listed.sort_by_key(|id| self.nodes[id].last_use);
+        listed.truncate(rows_max);
+        listed.retain(|&id| self.is_idle_leaf(id) && !self.nodes[&id].saved);
+        let mut room = chunks_max;
+        let mut all = Vec::new();
+        for leaf in listed {
+            let ids = self.chain(leaf);
+            let chunks: Vec<(usize, &[Id])> = ids.chunks(size).enumerate().collect();
+            let unsaved = chunks.iter().rev();
+            let unsaved =
+                unsaved.take_while(|(_, chunk)| !self.nodes[chunk.last().unwrap()].saved).take(room);
+            let mut taken: Taken = unsaved.map(|&(number, chunk)| (number, chunk.to_vec())).collect();
+            taken.reverse();
+            room -= taken.len();
+            self.mark(&taken);
+            all.extend((!taken.is_empty()).then_some(taken));
+        }
+        all
+    }
+
+    fn mark(&mut self, taken: &Taken) {
+        for &id in taken.iter().flat_map(|(_, chunk)| chunk) {
+            self.node(id).saved = true;
+        }
+        if let Some(&last) = taken.last().and_then(|(_, chunk)| chunk.last()) {
+            self.node(last).leases += 1;
+        }
     }
 
     /// Ids from the start of a prefix to `id`.
