@@ -232,8 +232,11 @@ class Departure:
         anything."""
     def __len__(self) -> int:
         """Chunks."""
-    def release(self) -> None:
-        """The rows may leave and change again. No use: they keep their place among those that leave. Idempotent."""
+    def release(self, saved: bool = True) -> None:
+        """The rows may leave and change again. No use: they keep their place among those that leave. Idempotent.
+
+        `saved=False`: no tier has taken the chunks, so they are given away again when they are asked for.
+        """
 
 def pool_rows(size_bytes: int, row_bytes: int) -> int:
     """Rows of `row_bytes` that a `HostPool` of `size_bytes` has; 0 when it would hold none."""

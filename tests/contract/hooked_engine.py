@@ -58,7 +58,13 @@ class HookedEngine(ToyEngine):
     def assert_idle(self) -> None:
         super().assert_idle()
         side = self.scheduler.side
-        left = [side._records, side._storing._records, side._storing._late, side._late_acks, side._ledger._loads]
+        left = [
+            side._records,
+            side._storing._records,
+            side._storing._late,
+            side._late_acks,
+            side._ledger._loads,
+        ]
         left += [side._ledger._stores, side._admission._offers, side._admission._loads]
         assert not any(left), left
         assert (side._lookup._waiting_rows, side._held.orphans) == (0, 0)

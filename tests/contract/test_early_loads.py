@@ -127,7 +127,7 @@ def test_a_load_by_layers_counts_only_if_every_layer_was_waited_for(asked: int) 
         for order in orders.loads:
             order.by_layers = True
         before(orders, by_layers=True)
-        for name in list(worker._layers)[:asked]:
+        for name in list(worker._layered._layers)[:asked]:
             worker.before_layer(name)
 
     worker.before_forward = before_forward  # type: ignore[method-assign]

@@ -298,7 +298,7 @@ def test_clear_forgets_answers_and_rows() -> None:
     engine.run(Request("first", prompt(1, 31)))
     waiting = engine.add(Request("second", prompt(1, 31)))
     assert engine.scheduler.matched_tokens(waiting, 0)[0] == 30
-    assert engine.scheduler.clear() == 8
+    assert engine.scheduler.clear() == (8, True)
     assert engine.scheduler.matched_tokens(waiting, 0) == (0, False)
     assert engine.pool.reset_prefix_cache()
 

@@ -6,7 +6,7 @@ forward checks all cells of the prefix it reads.
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,8 @@ from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.rules import Roles
 from lmcache_rs.connector.scheduler import PlanningError, SchedulerSide
 from lmcache_rs.connector.stats import Counters
+from lmcache_rs.connector.tier_worker import TierWorker
+from lmcache_rs.connector.tiers import OpenTier
 from lmcache_rs.connector.worker import WorkerSide
 from lmcache_rs.copy.cpu import CpuMover
 
@@ -134,6 +136,7 @@ class ToyEngine:
         extra: dict[str, Any] | None = None,
         roles: Roles | None = None,
         make_mover: Callable[..., Any] = CpuMover,
+        open_tiers: Callable[[int, bool], Mapping[str, OpenTier]] = lambda rank, searching: {},
     ) -> None:
         config = load_config(extra or {}, environ={})
         self.counters = Counters()
@@ -147,16 +150,20 @@ class ToyEngine:
             tail_hash,
             self.counters,
             Barrier(self.counters.add, Breaker(self.counters.add)),
+            open_tiers(0, True),
         )
         self.pool = Pool(blocks)
         self.scheduler.bind_block_pool(self.pool)
         self.chunk = chunk
         self.kv = [[np.zeros((blocks, BLOCK), np.uint64) for _ in range(LAYERS)] for _ in range(ranks)]
         self.workers: list[WorkerSide] = []
-        for tensors in self.kv:
-            worker = WorkerSide(Barrier(self.counters.add), Pace(1))
+        for rank, tensors in enumerate(self.kv):
+            barrier = Barrier(self.counters.add)
+            worker = WorkerSide(barrier, Pace(1))
             layers = {name: number for number, name in enumerate(names)}
-            worker.attach(make_mover(HostPool(rows * 4096, ROW_BYTES, 0), tensors, blocks, 1), layers)
+            pool = HostPool(rows * 4096, ROW_BYTES, 0)
+            tiers = TierWorker(pool, open_tiers(rank, False), barrier)
+            worker.attach(make_mover(pool, tensors, blocks, 1), layers, tiers)
             self.workers.append(worker)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
@@ -183,8 +190,9 @@ class ToyEngine:
         deadline = time.monotonic() + LOAD_S_MAX
         while self.waiting or self.running or self.loading:
             self.step()
-            if self.loading and not self.running:
-                time.sleep(1e-3)  # copies have threads of their own, and may have to wait for a core
+            if not self.running:
+                # Copies and tiers have threads of their own, and may have to wait for a core.
+                time.sleep(1e-3)
                 assert time.monotonic() < deadline, "a load hangs"
             else:
                 steps -= 1

@@ -270,6 +270,20 @@ def test_unsaved_chunks_are_taken_once(blocks: int) -> None:
     assert index.stats()["leases"] == 2
 
 
+def test_chunks_that_no_tier_has_taken_are_taken_again() -> None:
+    index = Index(6)
+    hashes = prompt("a", 5)
+    store(index, hashes)
+    taken = index.take_unsaved(SPACE, hashes, None, 2)
+    assert taken is not None and len(taken) == 3
+    taken.release(saved=False)
+    again = index.take_unsaved(SPACE, hashes, None, 2)
+    assert departing(again) == departing(taken)
+    again.release()
+    again.release(saved=False)  # too late: it was given back as saved
+    assert index.take_unsaved(SPACE, hashes, None, 2) is None
+
+
 def test_a_departure_keeps_its_rows_until_it_is_released() -> None:
     index = Index(4)
     store(index, prompt("a", 4))

@@ -104,13 +104,15 @@ class Lookup:
 
     def chain(self, record: Record) -> Chain:
         """What of the request's prompt is stored and looked for."""
-        request, size, rules = record.request, self._block_size, self._rules
-        prompt = request.num_prompt_tokens
-        end = max(0, prompt - rules.skip_last_tokens) // size
-        partial = (
-            rules.tails and not rules.skip_last_tokens and prompt % size and request.num_tokens == prompt
-        )
-        tail = self.tail(record, prompt - prompt % size) if partial else None
+        request, rules = record.request, self._rules
+        prompt: int = request.num_prompt_tokens
+        start = prompt - prompt % self._block_size
+        tail = None
+        if rules.tails and not rules.skip_last_tokens and start < prompt:
+            # Once tokens were generated vLLM's request no longer tells it.
+            known = record.tail if record.tail is not None and record.tail[0] == prompt else None
+            tail = known[1] if known else self.tail(record, start) if request.num_tokens == prompt else None
+        end = max(0, prompt - rules.skip_last_tokens) // self._block_size
         return Chain(request.block_hashes[:end], tail)
 
     def _match(self, record: Record) -> Match:

@@ -34,7 +34,6 @@ class Sides:
         config: Config,
         geometry: Geometry | Declined,
         is_scheduler: bool,
-        open_tiers: Callable[[], Mapping[str, OpenTier]] = dict,
     ) -> None:
         self.counters = Counters()
         # A worker's failures reach the scheduler side as failed loads and stores, and count there.
@@ -43,8 +42,8 @@ class Sides:
         self.geometry = geometry
         self.scheduler: SchedulerSide | None = None
         self.worker: WorkerSide | None = None
-        self.open_tiers = open_tiers
-        """Opens the slower tiers for this side; none where they cannot be used."""
+        self.open_worker_tiers: Callable[[], Mapping[str, OpenTier]] = dict
+        """Opens this rank's slower tiers, once its model is loaded."""
         self._handle: EngineHandle | None = None
 
     def attach_handle(self) -> None:
@@ -63,7 +62,7 @@ class Sides:
             pool = make_pool(self.config, self.geometry, tensors)
             if pool is not None:
                 mover = make_mover(self.config, self.geometry, tensors, pool)
-                tiers = TierWorker(pool, self.open_tiers(), self.barrier)
+                tiers = TierWorker(pool, self.open_worker_tiers(), self.barrier)
         finally:
             self.worker.attach(mover, layers, tiers)
 
@@ -74,6 +73,9 @@ class Sides:
 
     def take_stats(self) -> dict[str, float]:
         """Counts since the last call; on the scheduler side with what the pool holds."""
+        if self.worker is not None:
+            for name, total in self.worker.tiers.counters().items():
+                self.counters.set(name, total)
         if self.scheduler is None:
             return self.counters.take()
         return self.scheduler.take_counters()
@@ -100,8 +102,7 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
         device = api.device_type()
         fails_requests = api.KVConnectorTransferResults is not None
         geometry = inspect(vllm_config, kv_cache_config, device, pool_bytes, fails_requests=fails_requests)
-        tiers = partial(_open_tiers, vllm_config, config, geometry, is_scheduler)
-        sides = Sides(config, geometry, is_scheduler, tiers)
+        sides = Sides(config, geometry, is_scheduler)
         if is_scheduler:
             api.make_block_hashes_repeatable()
             _set_failure_policy(transfer, config)
@@ -111,6 +112,9 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
                 sides.scheduler = _scheduler_side(vllm_config, config, geometry, sides)
             else:
                 sides.worker = WorkerSide(sides.barrier, Pace(api.steps_ahead(vllm_config)))
+                sides.open_worker_tiers = partial(
+                    _open_tiers, vllm_config, config, geometry, sides.barrier, searching=False
+                )
             sides.attach_handle()
             _introduce(sides, transfer.engine_id)
     except BaseException as error:
@@ -132,23 +136,26 @@ def _scheduler_side(vllm_config: Any, config: Config, geometry: Geometry, sides:
         api.make_tail_hash(hash_algorithm, geometry.block_size),
         sides.counters,
         sides.barrier,
-        sides.open_tiers(),
+        _open_tiers(vllm_config, config, geometry, sides.barrier, searching=True),
     )
 
 
 def _open_tiers(
-    vllm_config: Any, config: Config, geometry: Geometry, searching: bool
+    vllm_config: Any, config: Config, geometry: Geometry, barrier: Barrier, *, searching: bool
 ) -> Mapping[str, OpenTier]:
     """Disk and Redis, as configured; none, with a warning, where what they hold could be taken for other KV."""
     if config.disk is None and config.redis is None:
         return {}
-    properties = namespace_properties(vllm_config, geometry)
-    if isinstance(properties, Unnamed):
+    try:
+        properties = namespace_properties(vllm_config, geometry)
+        if not isinstance(properties, Unnamed):
+            rank = 0 if searching else vllm_config.parallel_config.rank
+            return open_tiers(config, tier_namespace(properties), rank, geometry.ranks, searching=searching)
         if searching:
             logger.warning("Nothing is kept on disk or in Redis: %s", properties.message)
-        return {}
-    rank = 0 if searching else vllm_config.parallel_config.rank
-    return open_tiers(config, tier_namespace(properties), rank, geometry.ranks, searching=searching)
+    except BaseException as error:
+        barrier.report("open_tiers", error)
+    return {}
 
 
 _workers_nearby: dict[str, WorkerSide] = {}

@@ -36,7 +36,7 @@ class WorkerSide:
         self._pace = pace
         self._mover: Mover | None = None
         self._layered = LayeredLoads({})
-        self._tiers = TierWorker(None, {}, barrier)
+        self.tiers = TierWorker(None, {}, barrier)
         self._rows_unreported = False
         self._orders = StepOrders()
         self._begun: set[int] = set()
@@ -66,7 +66,7 @@ class WorkerSide:
         """
         self._mover = mover
         self._layered = LayeredLoads(layers)
-        self._tiers = tiers or self._tiers
+        self.tiers = tiers or self.tiers
         self._rows_unreported = True
 
     def start_loads(self, orders: StepOrders) -> None:
@@ -75,7 +75,7 @@ class WorkerSide:
             if self._begins(order):
                 with self._or_failed("load", order.job):
                     self._start(order)
-        self._tiers.start(orders)
+        self.tiers.start(orders)
 
     def begin_step(self, orders: StepOrders) -> None:
         """The earliest hook of a step on the worker: report the loads that cannot be ordered. Idempotent."""
@@ -161,7 +161,7 @@ class WorkerSide:
 
     def close(self) -> None:
         """End the tiers and the mover; what they had not finished has failed."""
-        self._tiers.close()
+        self.tiers.close()
         mover, self._mover = self._mover, None
         if mover is not None:
             ended = mover.close()
@@ -179,7 +179,7 @@ class WorkerSide:
             return
         before, self._orders = self._orders, orders
         self._pace.step()
-        self._tiers.leave(before)
+        self.tiers.leave(before)
         jobs: list[Order] = [*before.broken, *before.loads, *before.stores]
         self._fail_rest(jobs)
         self._begun.difference_update(order.job for order in jobs)
@@ -266,7 +266,7 @@ class WorkerSide:
                 self._received.add(order.request_id)
 
     def _poll(self) -> None:
-        self._acks |= self._tiers.take_results()
+        self._acks |= self.tiers.take_results()
         if self._mover is None:
             return
         try:

@@ -46,10 +46,23 @@ impl Departure {
 
     /// Ends the lease. Idempotent.
     pub fn release(&self) {
+        self.end(true);
+    }
+
+    /// Ends the lease of chunks that no slower tier has taken: they are still to be saved.
+    pub fn release_unsaved(&self) {
+        self.end(false);
+    }
+
+    fn end(&self, saved: bool) {
         // As for `Lease`: an index that failed keeps its rows.
         let _ = self.index.with(|table| {
             if self.released.swap(true, Ordering::Relaxed) {
                 return;
+            }
+            for &row in self.taken.rows.iter().filter(|_| !saved) {
+                // The leased row or ancestors of it: nobody else's until now.
+                table.entry_mut(row).saved = false;
             }
             let last = self.taken.last;
             if table.end_lease(last) && table.entry(last).is_idle_leaf() {

@@ -37,9 +37,14 @@ impl Departure {
         self.0.keys().len()
     }
 
-    fn release(&self) -> PyResult<()> {
+    #[pyo3(signature = (saved = true))]
+    fn release(&self, saved: bool) -> PyResult<()> {
         guarded(|| {
-            self.0.release();
+            if saved {
+                self.0.release();
+            } else {
+                self.0.release_unsaved();
+            }
             Ok(())
         })
     }
