@@ -1,8 +1,10 @@
 """Everything taken from vLLM, and what differs between its versions."""
 
 import os
+import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from types import FrameType
 from typing import Any
 
@@ -38,10 +40,12 @@ __all__ = [
     "KVConnectorTransferResults",
     "SupportsHMA",
     "WorkerMetadata",
+    "device_identity",
     "device_type",
     "inside_multi_connector",
     "make_block_hashes_repeatable",
     "make_tail_hash",
+    "software_versions",
     "steps_ahead",
     "waits_for_layers",
 ]
@@ -70,6 +74,35 @@ class WorkerMetadata(KVConnectorWorkerMetadata):
 def device_type() -> str:
     """Where vLLM keeps its KV: "cpu", "cuda", ...; "rocm" for AMD GPUs, whose torch calls itself cuda."""
     return "rocm" if current_platform.is_rocm() else str(current_platform.device_type)
+
+
+def device_identity() -> str:
+    """The kind of device as far as vLLM lays KV out for it: a GPU's capability, a CPU's instruction sets."""
+    kind = device_type()
+    if kind != "cpu":
+        return f"{kind} {current_platform.get_device_capability()}"
+    import torch
+
+    # vLLM packs KV for AMX tiles or vectors of some width, where the machine has them.
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()} amx={amx}"
+
+
+def software_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of vLLM, of its plugins (any may bring models and layers) and of `names`, as far as they are there."""
+    import vllm
+
+    found = {"vllm": vllm.__version__}
+    for group in ("vllm.general_plugins", "vllm.platform_plugins"):
+        for entry in entry_points(group=group):
+            if entry.dist is not None and entry.name != "lmcache_rs":  # ours does neither
+                found[entry.dist.name] = entry.dist.version
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def steps_ahead(vllm_config: Any) -> int:
