@@ -76,11 +76,13 @@ def test_another_engine_finds_what_was_written(tmp_path: Path, ranks: int) -> No
     other.run(request)
     assert request.cached_tokens == len(PROMPT) - 1
     totals = other.counters.totals()
-    assert totals["fetched_chunks:disk"] == 4 and other.wrong == 0
+    assert totals["fetched_chunks:disk"] == 4
+    assert other.wrong == 0
     # It is in RAM now, and known to be on disk.
     again = Request("b", PROMPT)
     other.run(again)
-    assert again.cached_tokens == len(PROMPT) - 1 and other.wrong == 0
+    assert again.cached_tokens == len(PROMPT) - 1
+    assert other.wrong == 0
     assert other.counters.totals()["fetched_chunks:disk"] == 4
     assert not other.counters.totals().get("written_chunks:disk")
     assert other.scheduler.index.stats()["leases"] == 0
@@ -128,7 +130,8 @@ def test_what_is_damaged_on_disk_is_computed(tmp_path: Path) -> None:
             file.seek(4096 + 5)
             file.write(b"\xff")
     other, request = ask(tmp_path)
-    assert request.cached_tokens == 0 and request.output
+    assert request.cached_tokens == 0
+    assert request.output
     assert other.counters.totals()["failed_fetches:disk"] == 4
     assert_idle(other)
 
@@ -161,7 +164,8 @@ def test_a_chunk_that_is_half_in_ram_is_fetched_beside_it(tmp_path: Path) -> Non
     other.run(Request("half", [*PROMPT[:24], 999]))
     request = Request("ask", PROMPT)
     other.run(request)
-    assert request.cached_tokens == len(PROMPT) - 1 and other.wrong == 0
+    assert request.cached_tokens == len(PROMPT) - 1
+    assert other.wrong == 0
     assert_idle(other)
 
 
@@ -287,7 +291,8 @@ def stalled_engine(searched: Stalled, worker: Stalled, **more: Any) -> ToyEngine
 def test_a_search_that_is_not_answered_is_a_miss(tmp_path: Path) -> None:
     one, request = stalled_engine(Stalled(), Stalled()), Request("a", PROMPT)
     one.run(request)
-    assert request.output and request.cached_tokens == 0
+    assert request.output
+    assert request.cached_tokens == 0
     assert one.counters.totals()["search_timeouts"] == 1
     until(one, lambda: not one.scheduler._tiering._wanted)
 
@@ -296,7 +301,9 @@ def test_a_load_that_does_not_end_is_not_waited_for(tmp_path: Path) -> None:
     worker = Stalled()
     one, request = stalled_engine(Searched(), worker, blocking_timeout_secs=0.2), Request("a", PROMPT)
     one.run(request)
-    assert request.output and request.cached_tokens == 0 and one.wrong == 0
+    assert request.output
+    assert request.cached_tokens == 0
+    assert one.wrong == 0
     assert worker.calls[0] == "load"
     assert one.counters.totals()["fetch_timeouts"] == 1
     # Its rows stay out of use: the tier may write to them at any time.

@@ -275,7 +275,8 @@ def test_chunks_that_no_tier_has_taken_are_taken_again() -> None:
     hashes = prompt("a", 5)
     store(index, hashes)
     taken = index.take_unsaved(SPACE, hashes, None, 2)
-    assert taken is not None and len(taken) == 3
+    assert taken is not None
+    assert len(taken) == 3
     taken.release(saved=False)
     again = index.take_unsaved(SPACE, hashes, None, 2)
     assert departing(again) == departing(taken)

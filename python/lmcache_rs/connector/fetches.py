@@ -1,6 +1,5 @@
 """What a request needs and a slower tier has is fetched into pool rows, chunk by chunk, before vLLM is told of it."""
 
-import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence

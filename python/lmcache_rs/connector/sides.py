@@ -109,11 +109,11 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
             _announce(config, geometry)
         if isinstance(geometry, Geometry):
             if is_scheduler:
-                sides.scheduler = _scheduler_side(vllm_config, config, geometry, sides)
+                sides.scheduler = _scheduler_side(vllm_config, kv_cache_config, geometry, sides)
             else:
                 sides.worker = WorkerSide(sides.barrier, Pace(api.steps_ahead(vllm_config)))
                 sides.open_worker_tiers = partial(
-                    _open_tiers, vllm_config, config, geometry, sides.barrier, searching=False
+                    _open_tiers, vllm_config, kv_cache_config, sides, searching=False
                 )
             sides.attach_handle()
             _introduce(sides, transfer.engine_id)
@@ -123,38 +123,42 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
     return sides
 
 
-def _scheduler_side(vllm_config: Any, config: Config, geometry: Geometry, sides: Sides) -> SchedulerSide:
+def _scheduler_side(
+    vllm_config: Any, kv_cache_config: Any, geometry: Geometry, sides: Sides
+) -> SchedulerSide:
     transfer, hash_algorithm = (
         vllm_config.kv_transfer_config,
         vllm_config.cache_config.prefix_caching_hash_algo,
     )
     return SchedulerSide(
-        config,
+        sides.config,
         geometry,
         Roles(may_store=transfer.kv_role != "kv_consumer", may_load=transfer.kv_role != "kv_producer"),
         hash_algorithm,
         api.make_tail_hash(hash_algorithm, geometry.block_size),
         sides.counters,
         sides.barrier,
-        _open_tiers(vllm_config, config, geometry, sides.barrier, searching=True),
+        _open_tiers(vllm_config, kv_cache_config, sides, searching=True),
     )
 
 
 def _open_tiers(
-    vllm_config: Any, config: Config, geometry: Geometry, barrier: Barrier, *, searching: bool
+    vllm_config: Any, kv_cache_config: Any, sides: "Sides", *, searching: bool
 ) -> Mapping[str, OpenTier]:
     """Disk and Redis, as configured; none, with a warning, where what they hold could be taken for other KV."""
-    if config.disk is None and config.redis is None:
+    config, geometry = sides.config, sides.geometry
+    if isinstance(geometry, Declined) or (config.disk is None and config.redis is None):
         return {}
     try:
-        properties = namespace_properties(vllm_config, geometry)
+        chunk = max(1, config.chunk_size // geometry.block_size) * geometry.block_size
+        properties = namespace_properties(vllm_config, kv_cache_config, geometry, chunk)
         if not isinstance(properties, Unnamed):
             rank = 0 if searching else vllm_config.parallel_config.rank
             return open_tiers(config, tier_namespace(properties), rank, geometry.ranks, searching=searching)
         if searching:
             logger.warning("Nothing is kept on disk or in Redis: %s", properties.message)
     except BaseException as error:
-        barrier.report("open_tiers", error)
+        sides.barrier.report("open_tiers", error)
     return {}
 
 
