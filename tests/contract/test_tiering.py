@@ -1,4 +1,4 @@
-"""Requests of the toy engine over a disk tier: what was written is fetched by another engine, and never anything else."""
+"""The toy engine over a disk tier: what was written is fetched by another engine, and never anything else."""
 
 import time
 from collections.abc import Callable, Mapping
