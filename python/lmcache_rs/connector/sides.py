@@ -98,7 +98,9 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
     config = load_config(transfer.kv_connector_extra_config)
     is_scheduler = role == api.KVConnectorRole.SCHEDULER
     try:
-        pool_bytes = config.max_local_cpu_bytes if config.local_cpu else 0
+        # What comes from disk or Redis passes through RAM.
+        needs_pool = config.local_cpu or config.disk or config.redis
+        pool_bytes = config.max_local_cpu_bytes if needs_pool else 0
         device = api.device_type()
         fails_requests = api.KVConnectorTransferResults is not None
         geometry = inspect(vllm_config, kv_cache_config, device, pool_bytes, fails_requests=fails_requests)
