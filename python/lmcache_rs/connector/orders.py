@@ -79,6 +79,8 @@ class StepOrders:
     """From a tier into rows."""
     writes: list[TierOrder] = field(default_factory=list)
     """From rows to a tier."""
+    namespace: bytes = b""
+    """Of the values that are fetched and written, where some are."""
     idle: bool = False
     """No request computes anything in this step. vLLM up to 0.30 does not call the hook that stores then."""
 

@@ -41,6 +41,7 @@ class SchedulerSide:
         counters: Counters,
         barrier: Barrier,
         tiers: Mapping[str, OpenTier] | None = None,
+        namespace: bytes = b"",
     ) -> None:
         self._barrier = barrier
         self._geometry = geometry
@@ -71,7 +72,15 @@ class SchedulerSide:
         )
         self._storing = Storing(planner, groups, config.save_decode_cache)
         self._tiering = Tiering(
-            self.index, geometry, self._lookup, tiers or {}, tiering_rules(config), counters, barrier, ids
+            self.index,
+            geometry,
+            self._lookup,
+            tiers or {},
+            namespace,
+            tiering_rules(config),
+            counters,
+            barrier,
+            ids,
         )
         self._ledger.on_stored = self._tiering.stored
         self._space = KeySpace(hash_algorithm)

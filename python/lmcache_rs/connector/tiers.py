@@ -30,7 +30,7 @@ class OpenTier:
 
 
 def open_tiers(
-    config: Config, namespace: bytes, rank: int, ranks: int, *, searching: bool
+    config: Config, rank: int, ranks: int, namespace: bytes, *, searching: bool = False
 ) -> Mapping[str, OpenTier]:
     """The tiers by name, the quickest first. `searching`: only to be searched, by the scheduler side."""
     secret = config.tier_secret.encode() if config.tier_secret else None
