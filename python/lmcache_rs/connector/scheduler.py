@@ -10,7 +10,7 @@ from lmcache_rs.connector.admission import Admission
 from lmcache_rs.connector.barrier import Barrier, is_survivable
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
-from lmcache_rs.connector.identity import UnnameableError, identity
+from lmcache_rs.connector.identity import Adapters, UnnameableError, identity
 from lmcache_rs.connector.late import LateAcks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, TailHash
@@ -84,6 +84,7 @@ class SchedulerSide:
         )
         self._ledger.on_stored = self._tiering.stored
         self._space = KeySpace(hash_algorithm)
+        self._adapters = Adapters()
         self._records: dict[str, Record] = {}
         self._late_acks = LateAcks(self.acknowledge)
         self._step = 0
@@ -106,7 +107,7 @@ class SchedulerSide:
         options = request_options(request)
         space, nameable = self._space, True
         try:
-            if named := identity(request, options):
+            if named := identity(request, options, self._adapters):
                 space = KeySpace(self._hash_algorithm, 0, named)
         except UnnameableError as error:
             nameable = False
