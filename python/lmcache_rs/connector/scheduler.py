@@ -19,6 +19,7 @@ from lmcache_rs.connector.requests import Record, follow_tables, request_options
 from lmcache_rs.connector.rules import Roles, lookup_rules
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.stores import StorePlanner, StoreRules, final_tokens
+from lmcache_rs.connector.turns import Turns
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
@@ -36,6 +37,7 @@ class SchedulerSide:
         tail_hash: TailHash,
         counters: Counters,
         barrier: Barrier,
+        holders_go_first: bool = True,
     ) -> None:
         self._barrier = barrier
         self._geometry = geometry
@@ -54,6 +56,7 @@ class SchedulerSide:
             self.index, geometry.block_size, geometry.slot_bytes, rules, counters, tail_hash
         )
         self._admission = Admission(self._lookup, self._ledger, groups)
+        self._turns = Turns(counters, holders_go_first)
         self._planner = StorePlanner(
             self.index,
             groups,
@@ -107,8 +110,15 @@ class SchedulerSide:
         return record
 
     def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
-        """See `Lookup.answer`."""
+        """See `Lookup.answer`; None also when others must go first (`Turns`)."""
         self._admission.withdraw(request.request_id)
+        tokens, asynchronous = self._answer(request, num_computed)
+        tokens = self._turns.answer(request.request_id, tokens, asynchronous)
+        if tokens:
+            self._admission.offer(self._records[request.request_id], num_computed, asynchronous)
+        return tokens, asynchronous
+
+    def _answer(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
         if self._closed:
             return 0, False
         self._ask_nearby()
@@ -116,11 +126,7 @@ class SchedulerSide:
         if self._barrier.is_off():
             self._lookup.decline(record, num_computed, "turned_off")
             return 0, False
-        alone, beside = len(self._records) == 1, self._ledger.loads_beside
-        tokens, asynchronous = self._lookup.answer(record, num_computed, alone, beside)
-        if tokens:
-            self._admission.offer(record, num_computed, asynchronous)
-        return tokens, asynchronous
+        return self._lookup.answer(record, num_computed, len(self._records) == 1, self._ledger.loads_beside)
 
     def admit(self, request: Any, block_ids: list[int], tokens: int) -> None:
         """Blocks were allocated for `tokens` tokens of the last answer; 0: nothing of it is loaded.
@@ -130,6 +136,7 @@ class SchedulerSide:
         record = self._records.get(request.request_id) or self.add_request(request)
         if record.may_store:
             self._storing[record.id] = record
+        self._turns.admit(record.id, bool(tokens and record.plan and record.plan.asynchronous))
         self._admission.admit(self._step, record, block_ids, tokens)
 
     def break_promise(self, request_id: str, block_ids: list[int], tokens: int) -> None:
@@ -156,6 +163,7 @@ class SchedulerSide:
         late = len(orders.stores)
         try:
             orders.idle = not scheduled.num_scheduled_tokens
+            self._turns.run(scheduled.num_scheduled_tokens)
             self._ask_nearby()
             if self.worker_nearby is not None:
                 self.worker_nearby.start_loads(orders)
@@ -217,6 +225,7 @@ class SchedulerSide:
         """Forget the request, and what was kept or offered for it. Loads and stores in flight end by themselves."""
         self._storing.pop(request_id, None)
         self._admission.withdraw(request_id)
+        self._turns.forget(request_id)
         record = self._records.pop(request_id, None)
         if record is not None:
             self._lookup.forget(record)

@@ -120,6 +120,7 @@ def _scheduler_side(vllm_config: Any, config: Config, geometry: Geometry, sides:
         api.make_tail_hash(hash_algorithm, geometry.block_size),
         sides.counters,
         sides.barrier,
+        api.holders_go_first(),
     )
 
 
