@@ -34,6 +34,10 @@ COUNTERS = {
         "lmcache:num_times_turned_off",
         "Times the cache turned itself off after repeated failures",
     ),
+    "waits_for_holders": (
+        "lmcache:num_waits_for_holders",
+        "Answers put off until requests that hold blocks run",
+    ),
     "leases_refused": ("lmcache:num_leases_refused", "Waiting hits that were not kept from leaving"),
 }
 
