@@ -17,9 +17,9 @@ help:
 	@sed -n 's/^\.PHONY: \([a-z-]*\)  ## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 		while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
 
-.PHONY: demo  ## Show what the cache brings on a small model: set up, run without and with it, compare.
+.PHONY: demo  ## Show what the cache brings on a small model; with TIER=disk or TIER=redis after a restart of vLLM.
 demo: setup model
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python scripts/$(if $(TIER),demo_tier.py $(TIER),demo.py)
 
 .PHONY: test  ## Set up and run every test, Rust and Python (PYTEST_ARGS="-k words" runs some).
 test: test-rust test-python

@@ -57,8 +57,7 @@ class SchedulerSide:
         self.frozen = config.freeze
         rules = lookup_rules(config, geometry.device, asynchronous_only=not groups.plain)
         self._held = HeldBlocks(config.max_held_blocks_percent / 100)
-        ids = itertools.count(1)
-        self._ledger = Ledger(self.index, self._held, geometry, counters, barrier, ids)
+        self._ledger = Ledger(self.index, self._held, geometry, counters, barrier, ids := itertools.count(1))
         self._lookup = Lookup(
             self.index, geometry.block_size, geometry.slot_bytes, rules, counters, tail_hash
         )

@@ -19,7 +19,7 @@ from lmcache_rs.connector.rules import Roles
 from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tier_worker import TierWorker
-from lmcache_rs.connector.tiers import OpenTier, open_tiers
+from lmcache_rs.connector.tiers import OpenTier, describe, open_tiers
 from lmcache_rs.connector.worker import WorkerSide
 from lmcache_rs.log import init_logger
 
@@ -165,6 +165,12 @@ def _open_tiers(
         if _spans_hosts(vllm_config.parallel_config) and tiers.pop("disk", None) is not None:
             logger.warning(
                 "Nothing is kept on disk: its ranks may be on several hosts, which share no directory"
+            )
+        if tiers:
+            logger.info(
+                "Beside RAM, KV is kept on %s; written %s",
+                describe(config, tiers),
+                "at once" if config.write_policy == "through" else "when seen again or about to leave RAM",
             )
         return tiers, namespace
     except BaseException as error:
