@@ -10,7 +10,7 @@ from lmcache_rs.connector.admission import Admission
 from lmcache_rs.connector.barrier import Barrier, is_survivable
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
-from lmcache_rs.connector.identity import Adapters, UnnameableError, identity
+from lmcache_rs.connector.identity import Adapters, UnnameableError, identity, is_private
 from lmcache_rs.connector.late import LateAcks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, TailHash
@@ -120,6 +120,7 @@ class SchedulerSide:
             request=request,
             space=space,
             may_load=self._roles.may_load and nameable,
+            private=is_private(request),
             may_store=self._roles.may_store and nameable and wanted and not self._config.force_skip_save,
         )
         self._records[record.id] = record
