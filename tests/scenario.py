@@ -114,6 +114,18 @@ class Scenario(Damage):
         embeds = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
         return told(self.llm.generate({"prompt_embeds": embeds}, self.sampling(8), use_tqdm=False))
 
+    def see(self, image: int, prompt: list[list[int]]) -> dict[str, Any]:
+        """Generate from a random image of this seed and a text."""
+        import numpy
+        from PIL import Image
+
+        pixels = numpy.random.default_rng(image).integers(0, 256, (56, 56, 3), dtype=numpy.uint8)
+        request = {
+            "prompt_token_ids": [1, *tokens_of(prompt)],
+            "multi_modal_data": {"image": Image.fromarray(pixels)},
+        }
+        return told(self.llm.generate(request, self.sampling(8), use_tqdm=False))
+
     def first_tokens(self, prompts: list[Any]) -> dict[str, Any]:
         """One token for each prompt, and by how much its log probability is above the next best one's."""
         requests = [{"prompt_token_ids": tokens_of(p)} for p in prompts]
