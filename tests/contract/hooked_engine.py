@@ -14,7 +14,7 @@ from toy_engine import Request, ToyEngine
 from vllm_stand_in import load_connector
 
 from lmcache_rs._core import Index, Lease, Match, Reservation
-from lmcache_rs.connector import admission, holds, ledger, lookup, scheduler, stores, worker
+from lmcache_rs.connector import admission, holds, ledger, lookup, scheduler, stores, turns, worker
 
 VLLM_V1 = load_connector()
 API = VLLM_V1.api
@@ -60,6 +60,7 @@ class HookedEngine(ToyEngine):
         side = self.scheduler.side
         left = [side._records, side._storing, side._late_stores, side._late_acks, side._ledger._loads]
         left += [side._ledger._stores, side._admission._offers, side._admission._loads]
+        left += [side._turns._holders, side._turns._early, side._turns._due]
         assert not any(left), left
         assert (side._lookup._waiting_rows, side._held.orphans) == (0, 0)
         assert not any(worker.side.loading for worker in self.workers)
@@ -233,6 +234,7 @@ CLASSES = [
     lookup.Lookup,
     scheduler.SchedulerSide,
     stores.StorePlanner,
+    turns.Turns,
     worker.WorkerSide,
 ]
 UNTOUCHED = {
@@ -254,6 +256,7 @@ UNTOUCHED = {
     "rescue_orders",
     "acknowledge_later",
     "drop_request",
+    "withdraw",
     "shut",
     "_fail_rest",
     "_end",
