@@ -221,7 +221,7 @@ class SchedulerSide:
         """Forget the request, and what was kept or offered for it. Loads and stores in flight end by themselves."""
         self._storing.drop(request_id)
         self._admission.withdraw(request_id)
-        self._turns.forget(request_id)
+        self._turns.withdraw(request_id)
         record = self._records.pop(request_id, None)
         if record is not None:
             self._lookup.forget(record)
