@@ -49,6 +49,7 @@ soak: setup model
 coverage: setup
 	@cargo tarpaulin --version >/dev/null 2>&1 || { echo "FAILED: cargo install cargo-tarpaulin"; exit 1; }
 	cargo tarpaulin --engine ptrace --package lmcache-core --include-files 'rust/core/src/*' --fail-under 90
+
 .PHONY: versions  ## Unpack other versions of vLLM into .vllm (VERSIONS="0.26.0 0.31.0"; default: those that CI runs).
 versions: setup
 	@$(BIN)/python scripts/vllm_versions.py $(VERSIONS)
@@ -62,6 +63,9 @@ test-versions: versions model
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@# What these features change is checked by itself: the rest is the same code.
+	cargo clippy --package lmcache-core --lib --test loom_index --features loom --locked -- -D warnings
+	cargo clippy --package lmcache-core --lib --tests --features shuttle --locked -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -30,6 +30,8 @@ class Shape:
     fail_share: float
     failed_as_blocks: bool
     resumed_are_new: bool
+    holders_go_first: bool
+    """As in vLLM since 0.32."""
     nearby: bool
     layered: bool
     """Whether synchronous loads may come by layers."""

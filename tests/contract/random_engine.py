@@ -17,8 +17,9 @@ from toy_queues import Queues
 from lmcache_rs.config import load_config
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.geometry import Geometry
+from lmcache_rs.connector.orders import PlanningError
 from lmcache_rs.connector.rules import Roles
-from lmcache_rs.connector.scheduler import PlanningError, SchedulerSide
+from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
 
 
@@ -32,7 +33,16 @@ class RandomEngine(Queues):
         config = load_config(shape.extra, environ={})
         roles = Roles(may_store=True, may_load=True)
         barrier = Barrier(self.counters.add)
-        side = SchedulerSide(config, geometry, roles, "sha256", tail_hash, self.counters, barrier)
+        side = SchedulerSide(
+            config,
+            geometry,
+            roles,
+            "sha256",
+            tail_hash,
+            self.counters,
+            barrier,
+            holders_go_first=shape.holders_go_first,
+        )
         super().__init__(shape, side, CachingPool(shape.blocks, shape.caches, source))
         self.source = source
         self.ranks = Ranks(shape, source, self.counters.add, lambda i: self.pool.blocks[i].ref_cnt > 0)
@@ -131,6 +141,8 @@ class RandomEngine(Queues):
         output = self._describe(parts, added)
         for part in parts:
             part.request.num_computed_tokens += part.count
+            if part.request.num_computed_tokens >= part.request.num_tokens:
+                self.prefilling.pop(part.request.request_id, None)
             part.request.placeholders += part.samples
             part.request.in_flight += 1
         try:
@@ -152,7 +164,7 @@ class RandomEngine(Queues):
 
     def _admit_waiting(self, parts: list[Part]) -> dict[str, int]:
         sync_loads: dict[str, int] = {}
-        for request in list(self.waiting):
+        for request in self._in_order():
             tokens: int | None = 0
             asynchronous = False
             found: list[int] = []
@@ -160,6 +172,7 @@ class RandomEngine(Queues):
                 found = self.pool.find(request.block_hashes[: (request.num_tokens - 1) // BLOCK])
                 tokens, asynchronous = self.scheduler.matched_tokens(request, len(found) * BLOCK)
             if tokens is None:
+                self._pass_over(request)
                 continue
             total = (request.num_computed_tokens or len(found) * BLOCK) + tokens
             count = 0 if asynchronous else min(self.shape.chunk, request.num_tokens - total)
@@ -167,11 +180,10 @@ class RandomEngine(Queues):
             assert not tokens or total < request.offer_below, "as much is offered as what failed"
             self.pool.take(found)
             request.table += found
-            if self._grow(request, total + count) is None:
+            fits = self._fits(request, total, asynchronous)
+            if not fits or self._grow(request, total + count) is None:
                 if found:
                     self._free(request)
-                if not self.running and not self.loading:
-                    self._free_one_that_waits(request)
                 break
             self.waiting.remove(request)
             try:
@@ -180,9 +192,12 @@ class RandomEngine(Queues):
                 self.scheduler.break_promise(request.request_id, list(request.table), tokens)
             request.num_computed_tokens = total
             request.loaded_end = total if tokens else request.loaded_end
+            self.prefilling[request.request_id] = request
             if asynchronous:
                 self.loading[request.request_id] = request
+                self._pass_over(request)
                 continue
+            request.place = None
             if tokens:
                 sync_loads[request.request_id] = total
             self.running.append(request)
@@ -286,6 +301,7 @@ class RandomEngine(Queues):
             return self._free(request)  # aborted while it loaded
         self.waiting.insert(0, request)
         if failed:
+            self.seen["failed while it waited"] += 1
             request.offer_below = request.loaded_end
         if failed and not (self.shape.failed_as_blocks and request.num_computed_tokens):
             return self._free(request)

@@ -31,7 +31,7 @@ MEANT_TO_BE_MET = (
     *("loads", "stores", "evictions", "hit_tokens", "preemptions", "roll-backs", "rows looked at"),
     *("failed_loads", "dropped_stores:void", "dropped_stores:failed", "pending_timeouts", "failed plans"),
 )
-BLOCKS_MIN = -(-(PROMPT_MAX + 2 * TOKENS_MAX) // BLOCK) + 2
+BLOCKS_MIN = -(-(PROMPT_MAX + TOKENS_MAX) // BLOCK) + 2
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def some_shape(source: Random) -> Shape:
     if source.random() < 0.1:
         extra |= {"lmcache.skip_last_n_tokens": pick([1, 5])}
     return Shape(
-        blocks=source.randrange(BLOCKS_MIN, 3 * BLOCKS_MIN),
+        blocks=pick([BLOCKS_MIN, source.randrange(BLOCKS_MIN, 3 * BLOCKS_MIN)]),
         caches=pick([False, False, True]),
         rows=pick([3, 10, 30, 60]),
         ranks=pick([1, 1, 1, 2, 3]),
@@ -70,6 +70,7 @@ def some_shape(source: Random) -> Shape:
         fail_share=pick([0, 0, 0.02, 0.2]),
         failed_as_blocks=pick([False, True]),
         resumed_are_new=pick([False, True]),
+        holders_go_first=pick([False, True]),
         nearby=pick([False, True]),
         layered=pick([False, True]),
         extra=extra,
@@ -85,6 +86,8 @@ class Life:
         self.now = now
         self.stems = [self._tokens(PROMPT_MAX) for _ in range(2)]
         self.left = self.source.randrange(2, REQUESTS_MAX)
+        self.haste = self.source.choice([0.3, 0.3, 1.0])
+        """How likely a request comes in a step."""
 
     def _tokens(self, count: int) -> list[int]:
         return [self.source.randrange(1000) for _ in range(count)]
@@ -122,7 +125,7 @@ class Life:
     def run(self) -> RandomEngine:
         engine = self.engine
         for _ in range(STEPS_MAX):
-            if self.left and (self.source.random() < 0.3 or not engine.busy):
+            if self.left and (self.source.random() < self.haste or not engine.busy):
                 self._add()
             self._disturb()
             engine.step()

@@ -18,10 +18,10 @@ from lmcache_rs.config import load_config
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.geometry import Geometry
-from lmcache_rs.connector.orders import StepOrders, WorkerAcks
+from lmcache_rs.connector.orders import PlanningError, StepOrders, WorkerAcks
 from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.rules import Roles
-from lmcache_rs.connector.scheduler import PlanningError, SchedulerSide
+from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tier_worker import TierWorker
 from lmcache_rs.connector.tiers import OpenTier

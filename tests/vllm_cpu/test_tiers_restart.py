@@ -68,7 +68,7 @@ def test_disk(
     stats = second.results[-1]
     assert stats["fetched_chunks:disk"] == 2 * CHUNKS
     assert stats["failed_fetches:disk"] > 0
-    refusals = {name: count for name, count in stats.items() if name.startswith("tier_refusals:disk_loads_")}
+    refusals = {name: count for name, count in stats.items() if name.startswith("tier_refusals:disk_load_")}
     assert refusals, stats
     assert len(re.findall(r"Fetched 3 of 3 chunks from disk for request \d: ", second.log)) == 2
 
@@ -128,5 +128,8 @@ def test_redis(
     assert third.cached(6) == [0, 0], "the server is dead"
     assert third.cached(9) == [599], "it is back"
     assert third.tokens() == [[*right_a, *right_b, *right_c], right_b, [*right_a, *right_c], right_a]
-    assert not [name for name in third.results[7] if name.startswith("errors")]
+    stats = third.results[7]
+    assert not [name for name in stats if name.startswith("errors")]
+    assert any(name.startswith("tier_refusals:redis_find_") for name in stats), stats
+    assert "KV on redis is not used: it failed or cannot be reached." in third.log
     assert redis_server.password not in "".join(run.log for run in (first, second, third))

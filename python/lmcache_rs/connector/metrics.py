@@ -34,6 +34,10 @@ COUNTERS = {
         "lmcache:num_times_turned_off",
         "Times the cache turned itself off after repeated failures",
     ),
+    "waits_for_holders": (
+        "lmcache:num_waits_for_holders",
+        "Answers put off until requests that hold blocks run",
+    ),
     "tier_lookups": ("lmcache:num_tier_lookup_chunks", "Chunks looked for on disk and in Redis"),
     "search_timeouts": (
         "lmcache:num_tier_lookup_timeouts",

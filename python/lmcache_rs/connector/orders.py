@@ -124,3 +124,11 @@ class WorkerAcks:
                 mine.merge(result)
         if other.rows is not None:
             self.rows = other.rows if self.rows is None else min(self.rows, other.rows)
+
+
+class PlanningError(Exception):
+    """Stores could not be planned; `orders` has what must be ordered all the same."""
+
+    def __init__(self, orders: StepOrders) -> None:
+        super().__init__("planning the step's stores failed")
+        self.orders = orders

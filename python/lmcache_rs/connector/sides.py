@@ -140,6 +140,7 @@ def _scheduler_side(
         sides.counters,
         sides.barrier,
         *_open_tiers(vllm_config, kv_cache_config, geometry, sides),
+        holders_go_first=api.holders_go_first(),
     )
 
 
