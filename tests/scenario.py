@@ -9,11 +9,12 @@ import sys
 import time
 from typing import Any
 
-from scenario_damage import Damage, handle, worker_side
+from scenario_damage import Damage, handle, hold_completions, worker_side
 from scenario_inputs import Inputs, tokens_of, told
+from scenario_tiers import Tiers
 
 
-class Scenario(Damage, Inputs):
+class Scenario(Damage, Inputs, Tiers):
     def __init__(self, model: str, llm: dict[str, Any], connector: dict[str, Any] | None) -> None:
         from vllm import LLM
         from vllm.config import KVTransferConfig
@@ -36,7 +37,6 @@ class Scenario(Damage, Inputs):
         self.ids = 0
         self.preempted = 0
         self.layers_joined = 0
-        self.told_early: set[int] = set()
         self.drafted = 0
         self._count_preemptions_and_drafts()
 
@@ -234,20 +234,6 @@ class Scenario(Damage, Inputs):
 
         return str(vllm.__version__)
 
-    def tell_loads_early(self) -> None:
-        """From now on vLLM is told of asynchronous loads as soon as they began; `early_loads` counts them."""
-        worker = worker_side()
-        worker._pace.lead = lambda: 1.0
-
-        def settle_loads(_seconds: float) -> list[int]:
-            self.told_early.update(worker._async_loads)
-            return list(worker._async_loads)
-
-        worker._mover.settle_loads = settle_loads
-
-    def early_loads(self) -> int:
-        return len(self.told_early)
-
     def load_by_layers(self) -> None:
         """From now on synchronous loads of any size come by layers; `layer_joins` counts what the forward waits for."""
         import dataclasses
@@ -264,18 +250,6 @@ class Scenario(Damage, Inputs):
 
     def layer_joins(self) -> int:
         return self.layers_joined
-
-
-def hold_completions() -> Any:
-    """Loads end unseen until the returned function is called."""
-    mover = worker_side()._mover
-    poll = mover.poll
-    mover.poll = list
-
-    def release() -> None:
-        mover.poll = poll
-
-    return release
 
 
 def main() -> None:

@@ -69,6 +69,20 @@ class Damage:
         named = [(name, value) for side in sides for name, value in vars(side).items()]
         return [name for name, value in named if getattr(value, "__name__", "") == "fail"]
 
+    def tell_loads_early(self) -> None:
+        """From now on vLLM is told of asynchronous loads as soon as they began; `early_loads` counts them."""
+        worker, self.told_early = worker_side(), set[int]()
+        worker._pace.lead = lambda: 1.0
+
+        def settle_loads(_seconds: float) -> list[int]:
+            self.told_early.update(worker._async_loads)
+            return list(worker._async_loads)
+
+        worker._mover.settle_loads = settle_loads
+
+    def early_loads(self) -> int:
+        return len(getattr(self, "told_early", ()))
+
     def pass_time(self, seconds: float) -> None:
         """The cache that turned itself off sees so much time pass."""
         breaker = handle()._scheduler._barrier._breaker
@@ -101,3 +115,15 @@ def handle() -> Any:
 
 def worker_side() -> Any:
     return handle()._worker if handle() is not None else None
+
+
+def hold_completions() -> Any:
+    """Loads end unseen until the returned function is called."""
+    mover = worker_side()._mover
+    poll = mover.poll
+    mover.poll = list
+
+    def release() -> None:
+        mover.poll = poll
+
+    return release

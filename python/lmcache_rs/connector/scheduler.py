@@ -85,8 +85,7 @@ class SchedulerSide:
             ids,
         )
         self._ledger.on_stored = self._tiering.stored
-        self._space = KeySpace(hash_algorithm)
-        self._adapters = Adapters()
+        self._space, self._adapters = KeySpace(hash_algorithm), Adapters()
         self._records: dict[str, Record] = {}
         self._late_acks = LateAcks(self.acknowledge)
         self._step = 0

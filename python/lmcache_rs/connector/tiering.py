@@ -18,6 +18,7 @@ from lmcache_rs.connector.requests import Record
 from lmcache_rs.connector.resets import Resets
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tiers import FIND_S_MAX, OpenTier
+from lmcache_rs.connector.troubles import Troubles
 from lmcache_rs.connector.writes import Writes
 
 
@@ -82,6 +83,7 @@ class Tiering:
         self._counters = counters
         self._ids = ids
         self._rates = Rates()
+        self._troubles = Troubles()
         self._readable = {name for name, tier in tiers.items() if tier.may_load}
         writable = [name for name, tier in tiers.items() if tier.may_store]
         shape = (index, geometry.groups, chunks, geometry.ranks)
@@ -130,7 +132,10 @@ class Tiering:
         for name, tier in self._tiers.items():
             if not self._searches:
                 break
-            for job, _, _, found, _ in tier.queue.poll():
+            for job, _, refusal, found, _ in tier.queue.poll():
+                if refusal is not None:
+                    self._counters.add(f"tier_refusals:{name}_find_{refusal}")
+                    self._troubles.note(name, refusal)
                 wanted = self._searches.pop(job, None)
                 if wanted is not None:
                     wanted.missing.discard(name)
