@@ -222,9 +222,9 @@ class Faulty:
         if not callable(value):
             return value
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             self._faults.hit(f"{type(self._real).__name__}.{name}")
-            result = value(*arguments)
+            result = value(*arguments, **options)
             return Faulty(result, self._faults) if isinstance(result, (Match, Lease, Reservation)) else result
 
         return call
