@@ -112,7 +112,7 @@ class SchedulerSide:
         )
         self._records[record.id] = record
         if nameable and not self._resting():
-            self._tiering.arrived(record)
+            self._tiering.arrived(record, self.frozen)
         return record
 
     def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
@@ -205,9 +205,9 @@ class SchedulerSide:
         self._admission.withdraw(request_id)
         record = self._records.pop(request_id, None)
         if record is not None:
+            self._tiering.forget(record)
             self._lookup.forget(record)
             self._ledger.orphan(record)
-            self._tiering.forget(record)
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""
@@ -231,7 +231,7 @@ class SchedulerSide:
 
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""
-        return self._storing.has_orders or self._tiering.has_orders or self._ledger.busy
+        return self._storing.has_orders or self._tiering.needs_steps or self._ledger.busy
 
     def frees_blocks_soon(self) -> bool:
         """Whether held blocks will come back without a preemption."""
@@ -243,8 +243,12 @@ class SchedulerSide:
         Returns rows forgotten, and whether every slower tier has forgotten too; one that has not is not used until it
         has. When RAM cannot be cleared nothing is found any more: the model may have other weights now.
         """
-        rows = self._forget()
-        return rows, self._tiering.clear()
+        rows = 0
+        try:
+            rows = self._forget()
+        finally:
+            complete = self._tiering.clear()
+        return rows, complete
 
     def _forget(self) -> int:
         try:
