@@ -17,9 +17,9 @@ help:
 	@sed -n 's/^\.PHONY: \([a-z-]*\)  ## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 		while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
 
-.PHONY: demo  ## Show what the cache brings on a small model: set up, run without and with it, compare.
+.PHONY: demo  ## Show what the cache brings on a small model; with TIER=disk or TIER=redis after a restart of vLLM.
 demo: setup model
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python scripts/$(if $(TIER),demo_tier.py $(TIER),demo.py)
 
 .PHONY: test  ## Set up and run every test, Rust and Python (PYTEST_ARGS="-k words" runs some).
 test: test-rust test-python
@@ -49,6 +49,7 @@ soak: setup model
 coverage: setup
 	@cargo tarpaulin --version >/dev/null 2>&1 || { echo "FAILED: cargo install cargo-tarpaulin"; exit 1; }
 	cargo tarpaulin --engine ptrace --package lmcache-core --include-files 'rust/core/src/*' --fail-under 90
+
 .PHONY: versions  ## Unpack other versions of vLLM into .vllm (VERSIONS="0.26.0 0.31.0"; default: those that CI runs).
 versions: setup
 	@$(BIN)/python scripts/vllm_versions.py $(VERSIONS)
@@ -62,6 +63,9 @@ test-versions: versions model
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@# What these features change is checked by itself: the rest is the same code.
+	cargo clippy --package lmcache-core --lib --test loom_index --features loom --locked -- -D warnings
+	cargo clippy --package lmcache-core --lib --tests --features shuttle --locked -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,16 +1,20 @@
 """How long vLLM's scheduler waits for a call of ours under load: half, 99 %, 99.9 % and all of the calls.
 
-    python benches/scheduler_calls.py [--steps 3000] [--rows 65536]
+    python benches/scheduler_calls.py [--steps 3000] [--rows 65536] [--stalled-redis]
 
 Without vLLM: requests of 8,192 tokens come, every second one with a prefix that came before; each is computed in chunks
 of 2,048 tokens, 16 at a time; answers of loads and stores come two steps late, as when steps overlap; the pool is full
-throughout, so that every store evicts. The floor is 0; a step of a GPU takes 7 ms.
+throughout, so that every store evicts. The floor is 0; a step of a GPU takes 7 ms. With --stalled-redis there is a
+Redis tier whose server takes connections and never answers, and steps are 7 ms apart.
 """
 
 import argparse
 import itertools
+import logging
 import os
 import random
+import socket
+import threading
 import time
 from collections import defaultdict, deque
 from types import SimpleNamespace
@@ -23,10 +27,12 @@ from lmcache_rs.connector.orders import JobResult, StepOrders, WorkerAcks
 from lmcache_rs.connector.rules import Roles
 from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
+from lmcache_rs.connector.tiers import open_tiers
 
 BLOCK, BLOCKS, CHUNK = 16, 512, 128
 RUNNING, STEMS, LATE = 16, 64, 2
 GPU_BLOCKS = 2 * RUNNING * BLOCKS
+STEP_S = 7e-3
 
 
 class Pool:
@@ -61,18 +67,23 @@ def hashes(count: int) -> list[bytes]:
 class Load:
     """The requests, and a stopwatch around every call."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, remote_url: str | None) -> None:
         geometry = Geometry(BLOCK, 2 << 20, rows, ("l",), GPU_BLOCKS, 1, "cuda", 1)
         self.counters = Counters()
         barrier = Barrier(self.counters.add)
-        config, roles = load_config({}, environ={}), Roles(may_store=True, may_load=True)
-        self.side = SchedulerSide(config, geometry, roles, "sha256", lambda *_: None, self.counters, barrier)
+        config = load_config({"lmcache.remote_url": remote_url} if remote_url else {}, environ={})
+        roles, space = Roles(may_store=True, may_load=True), bytes(32)
+        tiers = open_tiers(config, 0, 1, space, searching=True)
+        self.side = SchedulerSide(
+            config, geometry, roles, "sha256", lambda *_: None, self.counters, barrier, tiers, space
+        )
         self.side.bind_block_pool(Pool())
         self.times: dict[str, list[float]] = defaultdict(list)
         self.random = random.Random(1)
         self.stems = [hashes(BLOCKS // 2) for _ in range(STEMS)]
         self.tables = deque(list(range(i, i + BLOCKS)) for i in range(1, GPU_BLOCKS - BLOCKS, BLOCKS))
         self.ids = itertools.count()
+        self.waiting: list[Any] = []
         self.running: list[Any] = []
         self.late: deque[WorkerAcks] = deque(WorkerAcks() for _ in range(LATE))
 
@@ -85,7 +96,7 @@ class Load:
         return result
 
     def arrive(self) -> None:
-        """A request comes, is looked up and admitted."""
+        """A request comes."""
         old = self.random.random() < 0.5
         chain = (self.random.choice(self.stems) if old else hashes(BLOCKS // 2)) + hashes(BLOCKS // 2)
         request = SimpleNamespace(
@@ -100,19 +111,29 @@ class Load:
             lora_request=None,
             mm_features=[],
             prompt_embeds=None,
-            table=self.tables.popleft(),
+            table=[],
             fresh=True,
         )
         self.call("add_request", request)
-        tokens, _ = self.call("matched_tokens", request, 0)
-        request.num_computed_tokens = tokens or 0
-        self.call("admit", request, request.table, tokens or 0)
-        self.running.append(request)
+        self.waiting.append(request)
+
+    def admit(self) -> None:
+        """Look up all that wait; those that are answered run."""
+        for request in list(self.waiting):
+            tokens, _ = self.call("matched_tokens", request, 0)
+            if tokens is None:
+                continue
+            self.waiting.remove(request)
+            request.num_computed_tokens = tokens
+            request.table = self.tables.popleft()
+            self.call("admit", request, request.table, tokens)
+            self.running.append(request)
 
     def step(self) -> None:
         """Plan a step, and hear of an earlier one."""
-        while len(self.running) < RUNNING:
+        while len(self.running) + len(self.waiting) < RUNNING:
             self.arrive()
+        self.admit()
         counts = {
             r.request_id: min(CHUNK * BLOCK, r.num_tokens - r.num_computed_tokens) for r in self.running
         }
@@ -144,6 +165,19 @@ class Load:
                 self.tables.append(request.table)
 
 
+def stalled_server() -> socket.socket:
+    """A server that takes connections and never answers."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        kept = []
+        while True:
+            kept.append(server.accept())
+
+    threading.Thread(target=accept, daemon=True).start()
+    return server
+
+
 def answers(orders: StepOrders) -> WorkerAcks:
     """Every job of a step done."""
     jobs = [load.job for load in orders.loads] + [store.job for store in orders.stores]
@@ -157,18 +191,26 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rows", type=int, default=65_536)
+    parser.add_argument("--stalled-redis", action="store_true")
     options = parser.parse_args()
-    os.environ.setdefault("LMCACHE_LOG_LEVEL", "WARNING")
-    load = Load(options.rows)
+    logging.disable(logging.WARNING)
+    url, pause = None, 0.0
+    if options.stalled_redis:
+        url, pause = f"redis://127.0.0.1:{stalled_server().getsockname()[1]}", STEP_S
+    load = Load(options.rows, url)
     for _ in range(options.steps // 10):
         load.step()
     load.times.clear()
+    began = time.perf_counter()
     for _ in range(options.steps):
         load.step()
+        time.sleep(pause)
+    print(f"{time.perf_counter() - began:.0f} s")
     counts, stats = load.counters.totals(), load.side.index.stats()
     print(
         f"{len(load.times['add_request'])} requests, {int(counts['loads'])} loads, {int(counts['stores'])} stores, "
-        f"{stats['evictions']} evictions, {stats['free']} of {stats['rows']} rows free"
+        f"{stats['evictions']} evictions, {stats['free']} of {stats['rows']} rows free, "
+        f"{int(counts.get('search_timeouts', 0))} searches not answered in time"
     )
     print(f"{'microseconds':16}{'calls':>9}{'50 %':>9}{'99 %':>9}{'99.9 %':>9}{'most':>9}")
     together = sorted(t for times in load.times.values() for t in times)

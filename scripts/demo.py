@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Outcome:
     second_s: float
     tokens: int
     tokens_hit: int
+    """In the second run."""
+    first_tokens_hit: int
     words: list[list[list[int]]]
 
     def row(self) -> str:
@@ -84,13 +87,14 @@ def stage(lines: list[str]) -> str:
     return "starting vLLM"
 
 
-def measure(name: str, *options: str) -> Outcome:
-    """Call the benefit script once."""
+def measure(name: str, *options: str, settings: Mapping[str, str] | None = None) -> Outcome:
+    """Call the benefit script once, with `settings` added to its environment."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [str(word) for word in (sys.executable, SCRIPT, *OPTIONS, *options, "--json", result)]
         begin = LOG.stat().st_size if LOG.exists() else 0
-        run(f"running the benefit script {name}", command, LOG, env=variables(), every_s=5, status=stage)
+        env = variables() | dict(settings or {})
+        run(f"running the benefit script {name}", command, LOG, env=env, every_s=5, status=stage)
         runs: dict[str, Any] = json.loads(result.read_text())
     with LOG.open("rb") as log:
         log.seek(begin)
@@ -103,6 +107,7 @@ def measure(name: str, *options: str) -> Outcome:
         second_s=second["seconds"],
         tokens=sum(second["prompt_tokens"]),
         tokens_hit=sum(second["cached_tokens"]),
+        first_tokens_hit=sum(first["cached_tokens"]),
         words=[first["token_ids"], second["token_ids"]],
     )
 

@@ -13,6 +13,8 @@ import pytest
 import prepare_model
 import tiny_model as tiny_model_script
 from progress import CommandError
+from redis_server import RedisServer
+from redis_server import program as redis_program
 from support import RunScript, Soak, hash_of, lack, require_markers
 from vllm_scenarios import Run, Steps
 
@@ -110,6 +112,15 @@ def run_scenario(tiny_model: Path, run_script: RunScript) -> Callable[..., Run]:
         return Run(json.loads(lines[-1].removeprefix("RESULTS ")), done.stdout)
 
     return run
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A redis-server of the test's own, with a password, in a folder whose name is short enough for a socket's."""
+    if redis_program() is None:
+        lack("redis-server is not installed")
+    with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder)) as server:
+        yield server
 
 
 _BASELINES: dict[str, Run] = {}

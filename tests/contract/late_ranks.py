@@ -33,6 +33,8 @@ class Shape:
     fail_share: float
     failed_as_blocks: bool
     resumed_are_new: bool
+    holders_go_first: bool
+    """As in vLLM since 0.32."""
     nearby: bool
     layered: bool
     """Whether synchronous loads may come by layers."""
@@ -98,7 +100,7 @@ class Ranks:
             worker = WorkerSide(Barrier(count), Soon(1))
             if source.random() < 0.99:
                 pool: Any = mover.memory
-                tiers = TierWorker(pool, self.tiers.open_for_worker(rank), Barrier(count))
+                tiers = TierWorker(pool, self.tiers.opener(rank), Barrier(count))
                 worker.attach(mover, {"l": 0}, tiers)
             else:
                 worker.attach(None, {"l": 0})

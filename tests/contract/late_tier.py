@@ -239,10 +239,10 @@ class LateTiers:
             opened[name] = SimpleNamespace(queue=queue, tier=tier, may_load=may_load, may_store=may_store)
         return opened
 
-    def open_for_worker(self, rank: int) -> dict[str, Any]:
-        """As `open`, for a rank whose fetches count."""
+    def opener(self, rank: int) -> Callable[[bytes], dict[str, Any]]:
+        """Opens the tiers of a rank whose fetches count."""
         self.claims.ranks += 1
-        return self.open(rank)
+        return lambda namespace: self.open(rank)
 
     def hurry(self) -> None:
         """Everything is answered soon from now on, and nothing refused."""

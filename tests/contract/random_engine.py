@@ -18,8 +18,9 @@ from toy_prompts import Prompt, tail_hash
 from lmcache_rs.config import load_config
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.geometry import Geometry
+from lmcache_rs.connector.orders import PlanningError
 from lmcache_rs.connector.rules import Roles
-from lmcache_rs.connector.scheduler import PlanningError, SchedulerSide
+from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
 
 
@@ -34,8 +35,18 @@ class RandomEngine(OperatedEngine):
         roles = Roles(may_store=True, may_load=True)
         barrier = Barrier(self.counters.add)
         ranks = Ranks(shape, world, source, self.counters.add, lambda i: self.pool.blocks[i].ref_cnt > 0)
-        tiers = ranks.tiers.open(0)
-        side = SchedulerSide(config, geometry, roles, "sha256", tail_hash, self.counters, barrier, tiers)
+        side = SchedulerSide(
+            config,
+            geometry,
+            roles,
+            "sha256",
+            tail_hash,
+            self.counters,
+            barrier,
+            ranks.tiers.open(0),
+            bytes(32),
+            holders_go_first=shape.holders_go_first,
+        )
         super().__init__(shape, side, CachingPool(shape.blocks, shape.caches, source), ranks, world)
         self.source = source
         side.bind_block_pool(self.pool)
@@ -102,6 +113,8 @@ class RandomEngine(OperatedEngine):
         output = self._describe(parts, added)
         for part in parts:
             part.request.num_computed_tokens += part.count
+            if part.request.num_computed_tokens >= part.request.num_tokens:
+                self.prefilling.pop(part.request.request_id, None)
             part.request.placeholders += part.samples
             part.request.in_flight += 1
         try:
@@ -123,7 +136,7 @@ class RandomEngine(OperatedEngine):
 
     def _admit_waiting(self, parts: list[Part]) -> dict[str, int]:
         sync_loads: dict[str, int] = {}
-        for request in list(self.waiting):
+        for request in self._in_order():
             tokens: int | None = 0
             asynchronous = False
             found: list[int] = []
@@ -132,6 +145,7 @@ class RandomEngine(OperatedEngine):
                 with suppress(RuntimeError):  # as the connector's barrier does
                     tokens, asynchronous = self.scheduler.matched_tokens(request, len(found) * BLOCK)
             if tokens is None:
+                self._pass_over(request)
                 continue
             total = (request.num_computed_tokens or len(found) * BLOCK) + tokens
             count = 0 if asynchronous else min(self.shape.chunk, request.num_tokens - total)
@@ -139,11 +153,10 @@ class RandomEngine(OperatedEngine):
             assert not tokens or total < request.offer_below, "as much is offered as what failed"
             self.pool.take(found)
             request.table += found
-            if self._grow(request, total + count) is None:
+            fits = self._fits(request, total, asynchronous)
+            if not fits or self._grow(request, total + count) is None:
                 if found:
                     self._free(request)
-                if not self.running and not self.loading:
-                    self._free_one_that_waits(request)
                 break
             self.waiting.remove(request)
             try:
@@ -152,9 +165,12 @@ class RandomEngine(OperatedEngine):
                 self.scheduler.break_promise(request.request_id, list(request.table), tokens)
             request.num_computed_tokens = total
             request.loaded_end = total if tokens else request.loaded_end
+            self.prefilling[request.request_id] = request
             if asynchronous:
                 self.loading[request.request_id] = request
+                self._pass_over(request)
                 continue
+            request.place = None
             if tokens:
                 sync_loads[request.request_id] = total
             self.running.append(request)
@@ -261,6 +277,7 @@ class RandomEngine(OperatedEngine):
             return self._free(request)  # aborted while it loaded
         self.waiting.insert(0, request)
         if failed:
+            self.seen["failed while it waited"] += 1
             request.offer_below = request.loaded_end
         if failed and not (self.shape.failed_as_blocks and request.num_computed_tokens):
             return self._free(request)

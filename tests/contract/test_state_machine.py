@@ -37,7 +37,7 @@ MEANT_TO_BE_MET = (
     *("fetch_timeouts", "search_timeouts", "values looked at", "new weights, told later", "restarts"),
     *("failed_loads", "dropped_stores:void", "dropped_stores:failed", "pending_timeouts", "failed plans"),
 )
-BLOCKS_MIN = -(-(PROMPT_MAX + 2 * TOKENS_MAX) // BLOCK) + 2
+BLOCKS_MIN = -(-(PROMPT_MAX + TOKENS_MAX) // BLOCK) + 2
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ def some_shape(source: Random) -> Shape:
             "lmcache.blocking_timeout_secs": pick([0, 0.02, 0.1, 1, 1]),
         }
     return Shape(
-        blocks=source.randrange(BLOCKS_MIN, 3 * BLOCKS_MIN),
+        blocks=pick([BLOCKS_MIN, source.randrange(BLOCKS_MIN, 3 * BLOCKS_MIN)]),
         caches=pick([False, False, True]),
         rows=pick([3, 10, 30, 60]),
         ranks=pick([1, 1, 1, 2, 3]),
@@ -94,6 +94,7 @@ def some_shape(source: Random) -> Shape:
         fail_share=pick([0, 0, 0.02, 0.2]),
         failed_as_blocks=pick([False, True]),
         resumed_are_new=pick([False, True]),
+        holders_go_first=pick([False, True]),
         nearby=pick([False, True]),
         layered=pick([False, True]),
         tiers=tiers,
@@ -114,6 +115,8 @@ class Life:
         self.earlier: list[Prompt] = []
         self.stems = [self._tokens(PROMPT_MAX) for _ in range(2)]
         self.left = source.randrange(2, REQUESTS_MAX)
+        self.haste = source.choice([0.3, 0.3, 1.0])
+        """How likely a request comes in a step."""
 
     def _tokens(self, count: int) -> list[int]:
         return [self.source.randrange(1000) for _ in range(count)]
@@ -175,7 +178,7 @@ class Life:
 
     def run(self) -> Counter[str]:
         for _ in range(STEPS_MAX):
-            if self.left and (self.source.random() < 0.3 or not self.engine.busy):
+            if self.left and (self.source.random() < self.haste or not self.engine.busy):
                 self._add()
             self._disturb()
             self._step()

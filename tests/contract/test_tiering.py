@@ -1,4 +1,4 @@
-"""Requests of the toy engine over a disk tier: another engine fetches what was written, and never anything else."""
+"""The toy engine over a disk tier: what was written is fetched by another engine, and never anything else."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ def engine(disk: Path, *, ranks: int = 1, rows: int = 64, **more: Any) -> ToyEng
 
     def tiers(rank: int, searching: bool) -> Mapping[str, OpenTier]:
         config = load_config(extra, environ={})
-        return open_tiers(config, NAMESPACE, rank, ranks, searching=searching)
+        return open_tiers(config, rank, ranks, NAMESPACE, searching=searching)
 
     return ToyEngine(ranks=ranks, rows=rows, extra=extra, open_tiers=tiers)
 

@@ -18,10 +18,10 @@ from lmcache_rs.config import load_config
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.geometry import Geometry
-from lmcache_rs.connector.orders import StepOrders, WorkerAcks
+from lmcache_rs.connector.orders import PlanningError, StepOrders, WorkerAcks
 from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.rules import Roles
-from lmcache_rs.connector.scheduler import PlanningError, SchedulerSide
+from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tier_worker import TierWorker
 from lmcache_rs.connector.tiers import OpenTier
@@ -151,6 +151,7 @@ class ToyEngine:
             self.counters,
             Barrier(self.counters.add, Breaker(self.counters.add)),
             open_tiers(0, True),
+            bytes(32),
         )
         self.pool = Pool(blocks)
         self.scheduler.bind_block_pool(self.pool)
@@ -162,7 +163,7 @@ class ToyEngine:
             worker = WorkerSide(barrier, Pace(1))
             layers = {name: number for number, name in enumerate(names)}
             pool = HostPool(rows * 4096, ROW_BYTES, 0)
-            tiers = TierWorker(pool, open_tiers(rank, False), barrier)
+            tiers = TierWorker(pool, lambda _, rank=rank: open_tiers(rank, False), barrier)
             worker.attach(make_mover(pool, tensors, blocks, 1), layers, tiers)
             self.workers.append(worker)
         self.waiting: list[Request] = []

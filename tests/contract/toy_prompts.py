@@ -32,6 +32,8 @@ class Prompt(Request):
         """Where its last load ended."""
         self.offer_below = 1 << 30
         """After a failed load it must be offered less."""
+        self.place: int | None = None
+        """In the queue of those that vLLM passed over."""
         self.resumed = False
         self.ended = False
         digests = [hash((salt,))]

@@ -1,6 +1,7 @@
 """vLLM's queues of requests and the blocks that they hold, beside the connector's scheduler side."""
 
 import contextlib
+import itertools
 from collections import Counter
 
 from caching_pool import CachingPool
@@ -20,6 +21,9 @@ class Queues:
         self.running: list[Prompt] = []
         self.loading: dict[str, Prompt] = {}
         self.all: list[Prompt] = []
+        self.prefilling: dict[str, Prompt] = {}
+        """They load, or parts of their prompts are computed."""
+        self._places = itertools.count()
         self.seen: Counter[str] = Counter()
         """How often what is rare happened."""
 
@@ -39,21 +43,39 @@ class Queues:
         """`drop`: it may be resumed before the output of its steps in flight is seen, which it computes again."""
         self.seen["preemptions"] += 1
         self.running.remove(request)
+        self.prefilling.pop(request.request_id, None)
         self._free(request)
         request.placeholders = 0
         request.drop_stale = drop or (request.drop_stale and request.stale > 0)
         request.stale, request.resumed = request.in_flight, True
         self.waiting.insert(0, request)
 
-    def _free_one_that_waits(self, first: Prompt) -> None:
-        """Requests that were loaded and wait hold all blocks, so that none goes on."""
-        for request in reversed(self.waiting):
-            if request.table and request is not first:
-                return self._free(request)
-        return None
+    def _in_order(self) -> list[Prompt]:
+        """Those that wait, as vLLM asks about them: first who was passed over and kept its place."""
+        return sorted(self.waiting, key=lambda r: (r.place is None, r.place or 0))
+
+    def _pass_over(self, request: Prompt) -> None:
+        """It loads, or was told to ask again. vLLM since 0.32 lets only those keep their places that hold blocks."""
+        if request.table or not self.shape.holders_go_first:
+            request.place = next(self._places) if request.place is None else request.place
+        else:
+            request.place = None
+
+    def _fits(self, request: Prompt, total: int, asynchronous: bool) -> bool:
+        """All of it must fit; a load must leave what others need until their prompts are computed."""
+        free = len(self.pool.free)
+        own = -(-total // BLOCK) - len(request.table)
+        # What failed counts as well, until it runs: it needs its blocks twice for one more load.
+        others = sum(self._missing(r) for r in self.prefilling.values()) if asynchronous else 0
+        return self._missing(request) <= free and own <= free - others
+
+    @staticmethod
+    def _missing(request: Prompt) -> int:
+        return max(0, -(-request.num_tokens // BLOCK) - len(request.table))
 
     def _finish(self, request: Prompt) -> None:
         request.ended = True
+        self.prefilling.pop(request.request_id, None)
         with contextlib.suppress(RuntimeError):
             self.scheduler.finish_request(request, list(request.table))
         if request.request_id not in self.loading:

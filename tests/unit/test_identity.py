@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcache_rs._core import KeySpace
-from lmcache_rs.connector.identity import UnnameableError, adapter_identity, identity
+from lmcache_rs.connector.identity import Adapters, UnnameableError, adapter_identity, identity
 
 
 def adapter(path: Path | str, name: str = "a", number: int = 1, load_inplace: bool = False) -> Any:
@@ -27,12 +27,12 @@ def folder(tmp_path: Path) -> Path:
 
 def key(salt: Any = None, lora: Any = None, **options: Any) -> bytes:
     request = SimpleNamespace(cache_salt=salt, lora_request=lora)
-    return KeySpace("sha256", 0, identity(request, options)).key(b"hash")
+    return KeySpace("sha256", 0, identity(request, options, Adapters())).key(b"hash")
 
 
 def test_nothing_to_say_of_most_requests() -> None:
-    assert identity(SimpleNamespace(cache_salt=None, lora_request=None), {}) == []
-    assert identity(SimpleNamespace(), {"lmcache.skip_save": True}) == []
+    assert identity(SimpleNamespace(cache_salt=None, lora_request=None), {}, Adapters()) == []
+    assert identity(SimpleNamespace(), {"lmcache.skip_save": True}, Adapters()) == []
 
 
 def test_each_field_alone_makes_another_space(folder: Path) -> None:
@@ -95,7 +95,26 @@ JSON = st.recursive(
 @given(st.dictionaries(st.text(st.characters(), max_size=4).map("lmcache.tag.".__add__), JSON, max_size=3))
 def test_whatever_users_send_is_named_or_refused(options: dict[str, Any]) -> None:
     try:
-        named = identity(SimpleNamespace(), options)
+        named = identity(SimpleNamespace(), options, Adapters())
     except UnnameableError:
         return
     KeySpace("sha256", 0, named)
+
+
+def test_an_adapter_that_changes_under_its_number_is_not_named(tmp_path: Path) -> None:
+    adapters = Adapters()
+    folder, other = tmp_path / "one", tmp_path / "other"
+    for path in (folder, other):
+        path.mkdir()
+        (path / "adapter_model.safetensors").write_bytes(b"12")
+    first = adapters.identify(adapter(folder))
+    assert adapters.identify(adapter(folder)) == first
+    # vLLM goes on with what it has loaded under this number.
+    with pytest.raises(UnnameableError, match="adapter_changed"):
+        adapters.identify(adapter(other))
+    (folder / "adapter_model.safetensors").write_bytes(b"123")
+    with pytest.raises(UnnameableError, match="adapter_changed"):
+        adapters.identify(adapter(folder))
+    loaded_anew = adapters.identify(adapter(folder, load_inplace=True))
+    assert loaded_anew != first
+    assert adapters.identify(adapter(folder)) == loaded_anew

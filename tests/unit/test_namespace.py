@@ -119,6 +119,7 @@ def test_each_field_counts_or_is_named_as_one_that_does_not(base: Any, part: str
         if field.name in (
             "prefix_caching_hash_algo",
             "trust_remote_code",
+            "enable_sleep_mode",
             "hf_config",
             "model",
             "model_weights",
@@ -164,6 +165,14 @@ ARGUMENTS = [
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
 def test_what_changes_kv_counts(base: Any, model: Path, arguments: dict[str, Any]) -> None:
     assert name(engine_config(model, **arguments)) != name(base)
+
+
+def test_the_configuration_in_effect_counts(base: Any) -> None:
+    words = base.model_config.hf_config.to_dict()
+    hf_config = SimpleNamespace(to_dict=lambda: words | {"rope_parameters": {"rope_theta": 5.0}})
+    assert name(changed(base, "model_config", "hf_config", hf_config)) != name(base)
+    hf_config = SimpleNamespace(to_dict=lambda: words | {"_name_or_path": "/x", "transformers_version": "0"})
+    assert name(changed(base, "model_config", "hf_config", hf_config)) == name(base)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +348,7 @@ def test_kv_that_changes_at_run_time_has_no_name(base: Any) -> None:
     other = copy.copy(base)
     object.__setattr__(other, "weight_transfer_config", object())
     assert unnamed(other).reason == "weight_transfer"
+    assert unnamed(changed(base, "model_config", "enable_sleep_mode", True)).reason == "sleep_mode"
 
 
 def test_values_that_only_have_an_address_have_no_name(base: Any) -> None:

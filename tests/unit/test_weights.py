@@ -146,3 +146,16 @@ def test_reading_is_bounded(model: Path, limit: str, value: float, monkeypatch: 
     monkeypatch.setattr(weights, limit, value)
     with pytest.raises(weights.UnreadableError, match=f"{value:g}|more than"):
         weights.digest(model)
+
+
+def test_a_folder_without_weights_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(weights.UnreadableError, match="no files of weights"):
+        weights.digest(tmp_path)
+
+
+def test_the_order_of_a_folder_does_not_count(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = weights.digest(model)
+    walked = [(parent, folders, names[::-1]) for parent, folders, names in os.walk(model)]
+    monkeypatch.setattr(os, "walk", lambda *_, **__: walked)
+    assert weights.digest(model) == before

@@ -16,7 +16,7 @@ from vllm.v1.core import kv_cache_utils
 from vllm.v1.request import Request
 
 from lmcache_rs._core import KeySpace
-from lmcache_rs.connector.identity import identity
+from lmcache_rs.connector.identity import Adapters, identity
 from lmcache_rs.connector.requests import request_options
 from lmcache_rs.connector.vllm_api import make_block_hashes_repeatable, make_tail_hash
 
@@ -72,7 +72,7 @@ def keys(count: int, first: int = 7, last: int = 7, tags: Any = None, **fields: 
         block_hasher=kv_cache_utils.get_request_block_hasher(BLOCK, hash_function),
         **fields,
     )
-    space = KeySpace("sha256", 0, identity(request, request_options(request)))
+    space = KeySpace("sha256", 0, identity(request, request_options(request), Adapters()))
     tail = make_tail_hash("sha256", BLOCK)(request, len(request.block_hashes) * BLOCK)
     hashes = [*request.block_hashes, *([tail] if tail is not None else [])]
     return [space.key(block_hash).hex() for block_hash in hashes]

@@ -89,6 +89,23 @@ def test_blocks_that_left_the_window_are_not_stored_late(
     assert run.results[-1]["evictions"] == 0
 
 
+# As many requests with a full window as fit into 40 blocks; a whole prompt, computed, then finds no room beside them.
+CROWD = [[[20 + i, 900]] for i in range(8)]
+
+
+def test_a_failed_load_lets_others_go_first(
+    other_model: Callable[[str], Path], run_scenario: Callable[..., Run]
+) -> None:
+    """VLLM asks about it first, while requests behind it hold the blocks that it now needs."""
+    steps: Steps = [*(generate(prompt) for prompt in CROWD), ("fail_loads", {"count": 1}), generate(*CROWD)]
+    llm = {"kv_cache_memory_bytes": 40 * 4 * LAYER_BYTES, "max_model_len": 1024}
+    run = run_scenario([*steps, ("stats", {})], connector=connector(), model=other_model("sliding"), llm=llm)
+    *alone, together = run.tokens()
+    assert [tokens for [tokens] in alone] == together
+    assert run.cached(len(CROWD) + 1) == [0, *[899] * 7]
+    assert run.results[-1]["waits_for_holders"] >= 1
+
+
 def test_groups_of_different_size(
     other_model: Callable[[str], Path], run_scenario: Callable[..., Run]
 ) -> None:

@@ -91,6 +91,13 @@ def _decodes(text: str) -> bool:
 REMOTE_URL = v.Kind("URL", _parse, secret=True)
 
 
+def shown(address: str) -> str:
+    """The address without user, password and parameters, for lines in the log."""
+    parts = _Parts.of(address)
+    # A password with an unescaped "?" looks like a host before it.
+    return f"{parts.scheme}://{'***' if '@' in parts.query else parts.place}"
+
+
 def settle(chosen: dict[str, Any], spelled: Mapping[str, Any]) -> list[Notice]:
     """Complete `remote_url` and `redis_ttl_secs` of `chosen`, or drop what is no Redis and say so.
 

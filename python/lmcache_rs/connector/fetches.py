@@ -1,5 +1,6 @@
 """What a request needs and a slower tier has is fetched into pool rows, chunk by chunk, before vLLM is told of it."""
 
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,9 @@ from lmcache_rs.connector.orders import JobResult, Numbers, TierOrder
 from lmcache_rs.connector.rates import Rates
 from lmcache_rs.connector.requests import Record
 from lmcache_rs.connector.stats import Counters
+from lmcache_rs.log import init_logger
+
+logger = init_logger(__name__)
 
 KEY_BYTES = 32
 
@@ -34,6 +38,10 @@ class Fetch:
     jobs: set[int] = field(default_factory=set)
     """What it waits for."""
     begun: bool = False
+    since: float = field(default_factory=time.monotonic)
+    chunks: int = 0
+    """Chunks that came, of those that it waits for."""
+    bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -171,6 +179,11 @@ class Fetches:
             if failed:
                 # What comes after a hole is of no use.
                 fetch.jobs = {other for other in fetch.jobs if other < job.id}
+            else:
+                fetch.chunks += 1
+                fetch.bytes += job.result.bytes
+            if not fetch.jobs:
+                _tell(fetch)
         if job.scratch is not None:
             job.scratch.abort()
         progress = job.progress
@@ -250,3 +263,20 @@ class Fetches:
     def _rows_of(self, scratch: Reservation | None, reservation: Reservation) -> Numbers:
         slots = np.frombuffer((scratch.rows if scratch is not None else b"") + reservation.rows, np.uint32)
         return self._groups.rows(slots)
+
+
+def _tell(fetch: Fetch) -> None:
+    """Log what came for a request, and how fast: from its search's end on."""
+    if not fetch.chunks:
+        return
+    seconds = max(1e-9, time.monotonic() - fetch.since)
+    logger.info(
+        "Fetched %d of %d chunks from %s for request %s: %.4f GB in %.2f ms, %.2f GB/s",
+        fetch.chunks,
+        len(fetch.sources),
+        " and ".join(dict.fromkeys(fetch.sources)),
+        fetch.record.user_id,
+        fetch.bytes / 1e9,
+        seconds * 1e3,
+        fetch.bytes / seconds / 1e9,
+    )

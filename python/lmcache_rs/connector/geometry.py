@@ -96,7 +96,7 @@ def inspect(
 def _decline_machine(parallel: Any, device_type: str, pool_bytes: int) -> Declined | None:
     """Why no model is served here, if so."""
     if not pool_bytes:
-        return Declined("local_cpu", "local_cpu is off, and no other tier is supported yet")
+        return Declined("local_cpu", "local_cpu is off, and there is neither disk nor Redis")
     if device_type not in ("cpu", "cuda"):
         return Declined("device", f"KV on {device_type!r} is not supported yet")
     contexts = (

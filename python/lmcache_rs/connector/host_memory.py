@@ -33,7 +33,7 @@ def distinct(names: Iterable[str], kv_caches: Mapping[str, Any]) -> tuple[list[A
 
 
 def make_pool(config: Config, geometry: Geometry, tensors: Sequence[Any]) -> HostPool | None:
-    """This rank's host memory, as large as configured and as this machine allows; None: not one block fits."""
+    """Map a rank's host memory, as large as configured and as this machine allows; None: not one block fits."""
     on_gpu = geometry.device == "cuda"
     kv_bytes = sum(t.numel() * t.element_size() for t in tensors)
     untouched = 0 if on_gpu else kv_bytes * geometry.ranks_on_host

@@ -10,6 +10,9 @@ TAG_PREFIX = "lmcache.tag."
 ADAPTER_FILES_MAX = 256
 """An adapter's folder with more entries is none that we know."""
 
+ADAPTERS_MAX = 65_536
+"""Adapters that one engine remembers; requests with others are not cached."""
+
 
 class UnnameableError(ValueError):
     """The request's identity cannot be named; `reason` is the metric's label."""
@@ -19,7 +22,29 @@ class UnnameableError(ValueError):
         self.reason = reason
 
 
-def identity(request: Any, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+class Adapters:
+    """What each adapter's number stood for when it was first seen.
+
+    vLLM loads an adapter once and then goes by its number, whatever a later request's path or the files say, unless
+    that request has it loaded anew.
+    """
+
+    def __init__(self) -> None:
+        self._identities: dict[int, str] = {}
+
+    def identify(self, adapter: Any) -> str:
+        """As `adapter_identity`. Raises `UnnameableError` too when it cannot be known what vLLM has loaded."""
+        number, identity = adapter.lora_int_id, adapter_identity(adapter)
+        if getattr(adapter, "load_inplace", False):
+            self._identities[number] = identity
+        elif number not in self._identities and len(self._identities) >= ADAPTERS_MAX:
+            raise UnnameableError("too_many_adapters")
+        elif self._identities.setdefault(number, identity) != identity:
+            raise UnnameableError("adapter_changed")
+        return identity
+
+
+def identity(request: Any, options: Mapping[str, Any], adapters: Adapters) -> list[tuple[str, str]]:
     """Names and values for the request's `KeySpace`; empty for most.
 
     vLLM's block hashes hold salt and adapter too, but up to 0.30 without saying which is which (a salt that is an
@@ -30,7 +55,7 @@ def identity(request: Any, options: Mapping[str, Any]) -> list[tuple[str, str]]:
     if salt := getattr(request, "cache_salt", None):
         named.append(("salt", str(salt)))
     if (adapter := getattr(request, "lora_request", None)) is not None:
-        named.append(("adapter", adapter_identity(adapter)))
+        named.append(("adapter", adapters.identify(adapter)))
     try:
         for name, value in named:
             (name + value).encode()

@@ -20,7 +20,11 @@ WAITING_LEASES_SHARE_MAX = 0.5
 """Share of the pool that requests not yet admitted may keep from leaving; beyond it a hit only counts as recent."""
 
 FAILED_LOADS_MAX = 2
-"""After so many failed loads a request is computed, whatever the index says."""
+"""After so many failed loads a request is computed, whatever the index says.
+
+After the first one its loads hold the step: for one beside other steps vLLM (0.26 to 0.33) wants the blocks of the
+failed one twice, perhaps more than it has.
+"""
 
 
 class Lookup:
@@ -130,7 +134,7 @@ class Lookup:
     def _plan(self, record: Record, num_computed: int, epoch: int, alone: bool, loads_beside: bool) -> Plan:
         request, size = record.request, self._block_size
         nothing = Plan(num_computed, request.num_tokens, epoch, 0)
-        if record.failures >= FAILED_LOADS_MAX:
+        if record.failures >= FAILED_LOADS_MAX or (record.failures and not self._rules.may_hold_step):
             self._note(record, 0, num_computed, "load_failed")
             return nothing
         match = self._match(record)
@@ -147,6 +151,7 @@ class Lookup:
         if reason is not None:
             return nothing
         asynchronous, load_slots = self._holds_nobody(total, num_computed, alone, loads_beside)
+        asynchronous = asynchronous and not record.failures
         if asynchronous and not self._rules.asynchronous_only:
             # VLLM computes the last token all the same. Where it drops blocks out of the window of the token after
             # that one, it would drop one that the last token still needs.

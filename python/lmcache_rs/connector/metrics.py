@@ -34,6 +34,34 @@ COUNTERS = {
         "lmcache:num_times_turned_off",
         "Times the cache turned itself off after repeated failures",
     ),
+    "waits_for_holders": (
+        "lmcache:num_waits_for_holders",
+        "Answers put off until requests that hold blocks run",
+    ),
+    "tier_lookups": ("lmcache:num_tier_lookup_chunks", "Chunks looked for on disk and in Redis"),
+    "search_timeouts": (
+        "lmcache:num_tier_lookup_timeouts",
+        "Lookups that disk or Redis did not answer in time",
+    ),
+    "fetch_timeouts": ("lmcache:num_tier_read_timeouts", "Requests that waited in vain for disk or Redis"),
+    "fetched_chunks:disk": ("lmcache:num_disk_read_requests", "Chunks loaded from disk"),
+    "fetched_bytes:disk": ("lmcache:num_disk_read_bytes", "Bytes loaded from disk, of all ranks"),
+    "written_chunks:disk": (
+        "lmcache:num_disk_write_requests",
+        "Chunks written to disk, or found there already",
+    ),
+    "written_bytes:disk": ("lmcache:num_disk_write_bytes", "Bytes written to disk, of all ranks"),
+    "fetched_chunks:redis": ("lmcache:num_remote_read_requests", "Chunks loaded from Redis"),
+    "fetched_bytes:redis": ("lmcache:num_remote_read_bytes", "Bytes loaded from Redis, of all ranks"),
+    "written_chunks:redis": (
+        "lmcache:num_remote_write_requests",
+        "Chunks written to Redis, or found there already",
+    ),
+    "written_bytes:redis": ("lmcache:num_remote_write_bytes", "Bytes written to Redis, of all ranks"),
+    "unsaved_evictions": (
+        "lmcache:num_unsaved_evictions",
+        "Rows evicted from the RAM pool that are neither on disk nor in Redis",
+    ),
     "leases_refused": ("lmcache:num_leases_refused", "Waiting hits that were not kept from leaving"),
 }
 
@@ -41,6 +69,18 @@ LABELLED = {
     "misses": ("lmcache:num_misses", "Requests that loaded nothing, by reason", "reason"),
     "dropped_stores": ("lmcache:num_dropped_stores", "Stores dropped, by reason", "reason"),
     "dropped_blocks": ("lmcache:num_dropped_blocks", "Blocks not stored, by reason", "reason"),
+    "failed_fetches": ("lmcache:num_failed_tier_reads", "Chunks that could not be loaded, by tier", "tier"),
+    "dropped_fetches": (
+        "lmcache:num_dropped_tier_reads",
+        "Requests for which less was loaded than found",
+        "reason",
+    ),
+    "failed_writes": ("lmcache:num_failed_tier_writes", "Chunks that could not be written, by tier", "tier"),
+    "tier_refusals": (
+        "lmcache:num_tier_refusals",
+        "What disk and Redis did not do, by tier and reason",
+        "reason",
+    ),
     "errors": ("lmcache:num_errors", "Connector hooks that failed, by hook", "hook"),
 }
 """Counters whose name is followed by a label after a colon."""

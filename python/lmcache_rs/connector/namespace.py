@@ -45,6 +45,7 @@ _NOT_OF_MODEL = {
     *(
         "model",
         "model_weights",
+        "hf_config",
         "tokenizer",
         "tokenizer_mode",
         "tokenizer_revision",
@@ -52,7 +53,6 @@ _NOT_OF_MODEL = {
         "hf_config_path",
     ),
     *(
-        "hf_text_config",
         "hf_token",
         "served_model_name",
         "seed",
@@ -84,7 +84,6 @@ _NOT_OF_MODEL = {
         "sleep_mode_backend",
         "sleep_mode_offload_cudagraph",
         "sleep_preserve_parameter_names",
-        "enable_sleep_mode",
     ),
     *(
         "enable_cumem_allocator",
@@ -189,6 +188,10 @@ def _check(vllm_config: Any) -> None:
         raise _UnnamedError("kv_scales", "KV is scaled by what this engine saw first (calculate_kv_scales)")
     if getattr(vllm_config, "weight_transfer_config", None) is not None:
         raise _UnnamedError("weight_transfer", "the model's weights are replaced while it runs")
+    if getattr(vllm_config.model_config, "enable_sleep_mode", False):
+        raise _UnnamedError(
+            "sleep_mode", "the model's weights may be replaced while it sleeps (enable_sleep_mode)"
+        )
 
 
 def _parts(vllm_config: Any) -> dict[str, str]:

@@ -79,6 +79,8 @@ class StepOrders:
     """From a tier into rows."""
     writes: list[TierOrder] = field(default_factory=list)
     """From rows to a tier."""
+    namespace: bytes = b""
+    """Of the values that are fetched and written, where some are."""
     idle: bool = False
     """No request computes anything in this step. vLLM up to 0.30 does not call the hook that stores then."""
 
@@ -122,3 +124,11 @@ class WorkerAcks:
                 mine.merge(result)
         if other.rows is not None:
             self.rows = other.rows if self.rows is None else min(self.rows, other.rows)
+
+
+class PlanningError(Exception):
+    """Stores could not be planned; `orders` has what must be ordered all the same."""
+
+    def __init__(self, orders: StepOrders) -> None:
+        super().__init__("planning the step's stores failed")
+        self.orders = orders

@@ -45,6 +45,11 @@ class LookupRules:
     skip_last_tokens: int
     pending_s_max: float
 
+    @property
+    def may_hold_step(self) -> bool:
+        """Whether any load may hold the step."""
+        return not self.asynchronous_only and (self.sync_bytes_max > 0 or not self.asynchronous)
+
 
 def lookup_rules(config: Config, device: str, asynchronous_only: bool) -> LookupRules:
     """The rules for KV on `device`, "cpu" or "cuda"."""

@@ -10,12 +10,12 @@ from lmcache_rs.connector.admission import Admission
 from lmcache_rs.connector.barrier import Barrier, is_survivable
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
-from lmcache_rs.connector.identity import UnnameableError, identity
+from lmcache_rs.connector.identity import Adapters, UnnameableError, identity
 from lmcache_rs.connector.late import LateAcks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, TailHash
 from lmcache_rs.connector.nearby import Nearby
-from lmcache_rs.connector.orders import StepOrders, WorkerAcks
+from lmcache_rs.connector.orders import PlanningError, StepOrders, WorkerAcks
 from lmcache_rs.connector.requests import Record, request_options
 from lmcache_rs.connector.rules import Roles, lookup_rules
 from lmcache_rs.connector.stats import Counters
@@ -23,6 +23,7 @@ from lmcache_rs.connector.stores import StorePlanner, StoreRules
 from lmcache_rs.connector.storing import Storing
 from lmcache_rs.connector.tiering import Tiering, tiering_rules
 from lmcache_rs.connector.tiers import OpenTier
+from lmcache_rs.connector.turns import Turns
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
@@ -41,6 +42,8 @@ class SchedulerSide:
         counters: Counters,
         barrier: Barrier,
         tiers: Mapping[str, OpenTier] | None = None,
+        namespace: bytes = b"",
+        holders_go_first: bool = True,
     ) -> None:
         self._barrier = barrier
         self._geometry = geometry
@@ -54,12 +57,12 @@ class SchedulerSide:
         self.frozen = config.freeze
         rules = lookup_rules(config, geometry.device, asynchronous_only=not groups.plain)
         self._held = HeldBlocks(config.max_held_blocks_percent / 100)
-        ids = itertools.count(1)
-        self._ledger = Ledger(self.index, self._held, geometry, counters, barrier, ids)
+        self._ledger = Ledger(self.index, self._held, geometry, counters, barrier, ids := itertools.count(1))
         self._lookup = Lookup(
             self.index, geometry.block_size, geometry.slot_bytes, rules, counters, tail_hash
         )
         self._admission = Admission(self._lookup, self._ledger, groups)
+        self._turns = Turns(counters, holders_go_first)
         planner = StorePlanner(
             self.index,
             groups,
@@ -71,10 +74,19 @@ class SchedulerSide:
         )
         self._storing = Storing(planner, groups, config.save_decode_cache)
         self._tiering = Tiering(
-            self.index, geometry, self._lookup, tiers or {}, tiering_rules(config), counters, barrier, ids
+            self.index,
+            geometry,
+            self._lookup,
+            tiers or {},
+            namespace,
+            tiering_rules(config),
+            counters,
+            barrier,
+            ids,
         )
         self._ledger.on_stored = self._tiering.stored
         self._space = KeySpace(hash_algorithm)
+        self._adapters = Adapters()
         self._records: dict[str, Record] = {}
         self._late_acks = LateAcks(self.acknowledge)
         self._step = 0
@@ -97,7 +109,7 @@ class SchedulerSide:
         options = request_options(request)
         space, nameable = self._space, True
         try:
-            if named := identity(request, options):
+            if named := identity(request, options, self._adapters):
                 space = KeySpace(self._hash_algorithm, 0, named)
         except UnnameableError as error:
             nameable = False
@@ -116,8 +128,15 @@ class SchedulerSide:
         return record
 
     def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
-        """See `Lookup.answer`."""
+        """See `Lookup.answer`; None also when others must go first (`Turns`)."""
         self._admission.withdraw(request.request_id)
+        tokens, asynchronous = self._answer(request, num_computed)
+        tokens = self._turns.answer(request.request_id, tokens, asynchronous)
+        if tokens:
+            self._admission.offer(self._records[request.request_id], num_computed, asynchronous)
+        return tokens, asynchronous
+
+    def _answer(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
         if self._closed:
             return 0, False
         self._ask_nearby()
@@ -128,11 +147,7 @@ class SchedulerSide:
         self._tiering.poll()
         if self._tiering.waits(record):
             return None, False
-        alone, beside = len(self._records) == 1, self._ledger.loads_beside
-        tokens, asynchronous = self._lookup.answer(record, num_computed, alone, beside)
-        if tokens:
-            self._admission.offer(record, num_computed, asynchronous)
-        return tokens, asynchronous
+        return self._lookup.answer(record, num_computed, len(self._records) == 1, self._ledger.loads_beside)
 
     def admit(self, request: Any, block_ids: list[int], tokens: int) -> None:
         """Blocks were allocated for `tokens` tokens of the last answer; 0: nothing of it is loaded.
@@ -142,6 +157,7 @@ class SchedulerSide:
         record = self._records.get(request.request_id) or self.add_request(request)
         self._storing.admit(record)
         self._tiering.forget(record)
+        self._turns.admit(record.id, bool(tokens and record.plan and record.plan.asynchronous))
         self._admission.admit(self._step, record, block_ids, tokens)
 
     def break_promise(self, request_id: str, block_ids: list[int], tokens: int) -> None:
@@ -166,6 +182,7 @@ class SchedulerSide:
         late = len(orders.stores)
         try:
             orders.idle = not scheduled.num_scheduled_tokens
+            self._turns.run(scheduled.num_scheduled_tokens)
             self._ask_nearby()
             resting = self.frozen or self._resting()
             self._tiering.plan_step(scheduled.num_scheduled_tokens, orders, resting)
@@ -203,6 +220,7 @@ class SchedulerSide:
         """Forget the request, and what was kept or offered for it. Loads and stores in flight end by themselves."""
         self._storing.drop(request_id)
         self._admission.withdraw(request_id)
+        self._turns.forget(request_id)
         record = self._records.pop(request_id, None)
         if record is not None:
             self._tiering.forget(record)
@@ -283,11 +301,3 @@ class SchedulerSide:
             self._forget()
             self.shut()
         self._tiering.close()
-
-
-class PlanningError(Exception):
-    """Stores could not be planned; `orders` has what must be ordered all the same."""
-
-    def __init__(self, orders: StepOrders) -> None:
-        super().__init__("planning the step's stores failed")
-        self.orders = orders

@@ -19,7 +19,7 @@ from lmcache_rs.connector.rules import Roles
 from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tier_worker import TierWorker
-from lmcache_rs.connector.tiers import OpenTier, open_tiers
+from lmcache_rs.connector.tiers import OpenTier, describe, open_tiers
 from lmcache_rs.connector.worker import WorkerSide
 from lmcache_rs.log import init_logger
 
@@ -42,8 +42,8 @@ class Sides:
         self.geometry = geometry
         self.scheduler: SchedulerSide | None = None
         self.worker: WorkerSide | None = None
-        self.open_worker_tiers: Callable[[], Mapping[str, OpenTier]] = dict
-        """Opens this rank's slower tiers, once its model is loaded."""
+        self.open_worker_tiers: Callable[[bytes], Mapping[str, OpenTier]] = lambda _: {}
+        """Opens this rank's slower tiers for a namespace."""
         self._handle: EngineHandle | None = None
 
     def attach_handle(self) -> None:
@@ -62,7 +62,7 @@ class Sides:
             pool = make_pool(self.config, self.geometry, tensors)
             if pool is not None:
                 mover = make_mover(self.config, self.geometry, tensors, pool)
-                tiers = TierWorker(pool, self.open_worker_tiers(), self.barrier)
+                tiers = TierWorker(pool, self.open_worker_tiers, self.barrier)
         finally:
             self.worker.attach(mover, layers, tiers)
 
@@ -98,7 +98,9 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
     config = load_config(transfer.kv_connector_extra_config)
     is_scheduler = role == api.KVConnectorRole.SCHEDULER
     try:
-        pool_bytes = config.max_local_cpu_bytes if config.local_cpu else 0
+        # What comes from disk or Redis passes through RAM.
+        needs_pool = config.local_cpu or config.disk or config.redis
+        pool_bytes = config.max_local_cpu_bytes if needs_pool else 0
         device = api.device_type()
         fails_requests = api.KVConnectorTransferResults is not None
         geometry = inspect(vllm_config, kv_cache_config, device, pool_bytes, fails_requests=fails_requests)
@@ -112,9 +114,8 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
                 sides.scheduler = _scheduler_side(vllm_config, kv_cache_config, geometry, sides)
             else:
                 sides.worker = WorkerSide(sides.barrier, Pace(api.steps_ahead(vllm_config)))
-                sides.open_worker_tiers = partial(
-                    _open_tiers, vllm_config, kv_cache_config, sides, searching=False
-                )
+                rank = vllm_config.parallel_config.rank
+                sides.open_worker_tiers = partial(open_tiers, config, rank, geometry.ranks)
             sides.attach_handle()
             _introduce(sides, transfer.engine_id)
     except BaseException as error:
@@ -138,28 +139,49 @@ def _scheduler_side(
         api.make_tail_hash(hash_algorithm, geometry.block_size),
         sides.counters,
         sides.barrier,
-        _open_tiers(vllm_config, kv_cache_config, sides, searching=True),
+        *_open_tiers(vllm_config, kv_cache_config, geometry, sides),
+        holders_go_first=api.holders_go_first(),
     )
 
 
 def _open_tiers(
-    vllm_config: Any, kv_cache_config: Any, sides: "Sides", *, searching: bool
-) -> Mapping[str, OpenTier]:
-    """Disk and Redis, as configured; none, with a warning, where what they hold could be taken for other KV."""
-    config, geometry = sides.config, sides.geometry
-    if isinstance(geometry, Declined) or (config.disk is None and config.redis is None):
-        return {}
+    vllm_config: Any, kv_cache_config: Any, geometry: Geometry, sides: Sides
+) -> tuple[Mapping[str, OpenTier], bytes]:
+    """Disk and Redis to be searched, as configured, and the namespace of what they hold.
+
+    None, with a warning, where what they hold could be taken for other KV.
+    """
+    config = sides.config
+    if config.disk is None and config.redis is None:
+        return {}, b""
     try:
         chunk = max(1, config.chunk_size // geometry.block_size) * geometry.block_size
         properties = namespace_properties(vllm_config, kv_cache_config, geometry, chunk)
-        if not isinstance(properties, Unnamed):
-            rank = 0 if searching else vllm_config.parallel_config.rank
-            return open_tiers(config, tier_namespace(properties), rank, geometry.ranks, searching=searching)
-        if searching:
+        if isinstance(properties, Unnamed):
             logger.warning("Nothing is kept on disk or in Redis: %s", properties.message)
+            return {}, b""
+        namespace = tier_namespace(properties)
+        tiers = dict(open_tiers(config, 0, geometry.ranks, namespace, searching=True))
+        if _spans_hosts(vllm_config.parallel_config) and tiers.pop("disk", None) is not None:
+            logger.warning(
+                "Nothing is kept on disk: its ranks may be on several hosts, which share no directory"
+            )
+        if tiers:
+            logger.info(
+                "Beside RAM, KV is kept on %s; written %s",
+                describe(config, tiers),
+                "at once" if config.write_policy == "through" else "when seen again or about to leave RAM",
+            )
+        return tiers, namespace
     except BaseException as error:
         sides.barrier.report("open_tiers", error)
-    return {}
+        return {}, b""
+
+
+def _spans_hosts(parallel: Any) -> bool:
+    """Whether this engine's ranks are, or may be, on several hosts: Ray places them where it likes."""
+    backend = getattr(parallel, "distributed_executor_backend", None)
+    return getattr(parallel, "nnodes", 1) > 1 or (backend == "ray" and parallel.world_size > 1)
 
 
 _workers_nearby: dict[str, WorkerSide] = {}

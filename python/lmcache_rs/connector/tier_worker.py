@@ -1,6 +1,6 @@
 """A rank's part of what is fetched from the slower tiers and written to them: bytes between its pool and the media."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lmcache_rs._core import HostPool
 from lmcache_rs.connector.barrier import Barrier
@@ -11,16 +11,26 @@ from lmcache_rs.connector.tiers import CLOSE_S_MAX, OpenTier
 class TierWorker:
     """Hands orders to the tiers' queues and keeps what becomes of each chunk. Waits for nothing but at its end."""
 
-    def __init__(self, pool: HostPool | None, tiers: Mapping[str, OpenTier], barrier: Barrier) -> None:
+    def __init__(
+        self, pool: HostPool | None, open_tiers: Callable[[bytes], Mapping[str, OpenTier]], barrier: Barrier
+    ) -> None:
+        """`open_tiers`: opens this rank's tiers for a namespace, which the first orders bring."""
         self._pool = pool
-        self._tiers = tiers
+        self._open_tiers = open_tiers
         self._barrier = barrier
+        self._tiers: Mapping[str, OpenTier] | None = None
         self._begun: set[int] = set()
         """Orders of this step, and of those to come, that were begun or have failed."""
         self._results: dict[int, JobResult] = {}
 
     def start(self, orders: StepOrders) -> None:
         """Begin a step's orders. Idempotent."""
+        if self._tiers is None and orders.namespace:
+            self._tiers = {}
+            try:
+                self._tiers = self._open_tiers(orders.namespace)
+            except BaseException as error:
+                self._barrier.report("open_tiers", error)
         for order in orders.fetches:
             self._start(order, is_fetch=True)
         for order in orders.writes:
@@ -35,7 +45,7 @@ class TierWorker:
 
     def take_results(self) -> dict[int, JobResult]:
         """Chunks that ended since the last call, by job."""
-        for tier in self._tiers.values():
+        for tier in self._open.values():
             try:
                 for job, index, refusal, value, seconds in tier.queue.poll():
                     moved = value if isinstance(value, int) else 0
@@ -49,22 +59,26 @@ class TierWorker:
         """What the tiers refused since the start, by tier and reason."""
         return {
             f"tier_refusals:{name}_{what.replace('_refused:', '_')}": count
-            for name, tier in self._tiers.items()
+            for name, tier in self._open.items()
             for what, count in tier.queue.counters().items()
             if "_refused:" in what
         }
 
     def close(self) -> None:
         """End the tiers' threads; what was not written by then is not written."""
-        for tier in self._tiers.values():
+        for tier in self._open.values():
             tier.queue.close(CLOSE_S_MAX)
+
+    @property
+    def _open(self) -> Mapping[str, OpenTier]:
+        return self._tiers or {}
 
     def _start(self, order: TierOrder, is_fetch: bool) -> None:
         if order.job in self._begun:
             return
         self._begun.add(order.job)
         try:
-            tier = self._tiers.get(order.tier)
+            tier = self._open.get(order.tier)
             if tier is None or self._pool is None:
                 raise RuntimeError(f"this rank has no tier {order.tier!r}")
             submit = tier.queue.load if is_fetch else tier.queue.store

@@ -67,6 +67,7 @@ class Tiering:
         geometry: Geometry,
         lookup: Lookup,
         tiers: Mapping[str, OpenTier],
+        namespace: bytes,
         rules: TieringRules,
         counters: Counters,
         barrier: Barrier,
@@ -77,6 +78,7 @@ class Tiering:
         self._chunks = chunks = Chunks(max(1, rules.chunk_size // geometry.block_size))
         self._lookup = lookup
         self._tiers = tiers
+        self._namespace = namespace
         self._rules = rules
         self._counters = counters
         self._barrier = barrier
@@ -181,6 +183,7 @@ class Tiering:
         """A step begins: add what the workers are to move. Nothing is written while `resting`."""
         self._rates.step(sum(scheduled_tokens.values()))
         self.poll()
+        orders.namespace = self._namespace
         orders.fetches = self._fetches.take_orders()
         if not self._resets.due:
             if not resting:

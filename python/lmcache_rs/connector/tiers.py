@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from lmcache_rs._core import Tier, TierQueue
 from lmcache_rs.config import Config
+from lmcache_rs.config import values as v
+from lmcache_rs.config.remote import shown
 from lmcache_rs.config.tiers import TierUse
 
 FIND_S_MAX = 0.25
@@ -30,7 +32,7 @@ class OpenTier:
 
 
 def open_tiers(
-    config: Config, namespace: bytes, rank: int, ranks: int, *, searching: bool
+    config: Config, rank: int, ranks: int, namespace: bytes, *, searching: bool = False
 ) -> Mapping[str, OpenTier]:
     """The tiers by name, the quickest first. `searching`: only to be searched, by the scheduler side."""
     secret = config.tier_secret.encode() if config.tier_secret else None
@@ -52,3 +54,18 @@ def open_tiers(
         redis = Tier.redis(namespace, rank, ranks, secret, config.remote_url, prefix, ttl, timeout)
         tiers["redis"] = opened(redis, config.redis)
     return tiers
+
+
+def describe(config: Config, tiers: Mapping[str, OpenTier]) -> str:
+    """Name each tier, where it is and what it is not used for, without secrets."""
+    parts = []
+    for name, tier in tiers.items():
+        if name == "disk":
+            where = f"{', '.join(config.local_disk)} ({v.size_words(config.max_local_disk_bytes)})"
+        else:
+            where = shown(config.remote_url or "")
+        limits = (
+            "" if tier.may_store and tier.may_load else " (only read)" if tier.may_load else " (only written)"
+        )
+        parts.append(f"{name} at {where}{limits}")
+    return "; ".join(parts)

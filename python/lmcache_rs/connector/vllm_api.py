@@ -42,6 +42,7 @@ __all__ = [
     "WorkerMetadata",
     "device_identity",
     "device_type",
+    "holders_go_first",
     "inside_multi_connector",
     "make_block_hashes_repeatable",
     "make_tail_hash",
@@ -120,6 +121,13 @@ def waits_for_layers(forward_context: Any) -> bool:
         return False
     mode = getattr(forward_context, "cudagraph_runtime_mode", None)
     return getattr(mode, "name", None) in {"NONE", "PIECEWISE"}
+
+
+def holders_go_first() -> bool:
+    """Whether vLLM asks about requests that hold blocks before all that hold none (since 0.32)."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    return hasattr(Scheduler, "_holds_kv_blocks")
 
 
 def make_tail_hash(hash_algorithm: str, block_size: int) -> Callable[[Any, int], bytes | None]:

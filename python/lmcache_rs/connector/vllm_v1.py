@@ -6,8 +6,7 @@ from typing import Any
 from lmcache_rs.connector import vllm_api as api
 from lmcache_rs.connector.barrier import Barrier, guard
 from lmcache_rs.connector.metrics import LMCachePromMetrics, LMCacheStats
-from lmcache_rs.connector.orders import StepOrders, WorkerAcks
-from lmcache_rs.connector.scheduler import PlanningError
+from lmcache_rs.connector.orders import PlanningError, StepOrders, WorkerAcks
 from lmcache_rs.connector.sides import Sides, build
 from lmcache_rs.log import init_logger
 

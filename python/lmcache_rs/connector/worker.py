@@ -36,7 +36,7 @@ class WorkerSide:
         self._pace = pace
         self._mover: Mover | None = None
         self._layered = LayeredLoads({})
-        self.tiers = TierWorker(None, {}, barrier)
+        self.tiers = TierWorker(None, lambda _: {}, barrier)
         self._rows_unreported = False
         self._orders = StepOrders()
         self._begun: set[int] = set()
