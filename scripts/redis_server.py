@@ -30,6 +30,7 @@ class RedisServer:
         self._socket = folder / "redis.sock"
         self._log = folder / "redis.log"
         self._config = folder / "redis.conf"
+        self.command = [program() or "redis-server", str(self._config)]
         self._process: subprocess.Popen[bytes] | None = None
         self.password = secrets.token_hex(16)
         self.url = f"unix://:{self.password}@{self._socket}"
@@ -47,14 +48,13 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, again if need be, and wait until it answers. Raises CommandError with what to do."""
-        found = program()
-        if found is None:
+        if program() is None:
             raise CommandError(
                 f"there is no redis-server: install it (apt-get install redis-server), or name it in {PROGRAM}"
             )
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [found, self._config], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + START_S_MAX
         while not self._answers():
@@ -62,6 +62,13 @@ class RedisServer:
                 self.kill()
                 raise CommandError(f"redis-server does not start:\n{self._log.read_text()[-2000:]}")
             time.sleep(0.02)
+
+    @property
+    def pid(self) -> int:
+        """The process that was started."""
+        if self._process is None:
+            raise ValueError("it is not up")
+        return self._process.pid
 
     def kill(self) -> None:
         """End it at once, if it is up."""

@@ -5,25 +5,16 @@ Prompts are lists of `[seed, tokens]` pieces, so that prompts share prefixes whe
 """
 
 import json
-import random
 import sys
 import time
 from typing import Any
 
-from scenario_damage import Damage, handle, worker_side
-
-VOCABULARY = 4096
-
-
-def tokens_of(pieces: list[list[int]]) -> list[int]:
-    tokens: list[int] = []
-    for seed, count in pieces:
-        source = random.Random(seed)
-        tokens += [source.randrange(3, VOCABULARY) for _ in range(count)]
-    return tokens
+from scenario_damage import Damage, handle, hold_completions, worker_side
+from scenario_inputs import Inputs, tokens_of, told
+from scenario_tiers import Tiers
 
 
-class Scenario(Damage):
+class Scenario(Damage, Inputs, Tiers):
     def __init__(self, model: str, llm: dict[str, Any], connector: dict[str, Any] | None) -> None:
         from vllm import LLM
         from vllm.config import KVTransferConfig
@@ -46,7 +37,6 @@ class Scenario(Damage):
         self.ids = 0
         self.preempted = 0
         self.layers_joined = 0
-        self.told_early: set[int] = set()
         self.drafted = 0
         self._count_preemptions_and_drafts()
 
@@ -105,14 +95,6 @@ class Scenario(Damage):
                 answers = [list(o.outputs[0].token_ids) for o in outputs]
                 texts = [t + a + tokens_of([[99, 7]]) for t, a in zip(texts, answers, strict=True)]
         return told(outputs)
-
-    def embed(self, seed: int, count: int) -> dict[str, Any]:
-        """Generate from random prompt embeddings of the model's size."""
-        import torch
-
-        size = self.llm.llm_engine.model_config.get_hidden_size()
-        embeds = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
-        return told(self.llm.generate({"prompt_embeds": embeds}, self.sampling(8), use_tqdm=False))
 
     def first_tokens(self, prompts: list[Any]) -> dict[str, Any]:
         """One token for each prompt, and by how much its log probability is above the next best one's."""
@@ -252,20 +234,6 @@ class Scenario(Damage):
 
         return str(vllm.__version__)
 
-    def tell_loads_early(self) -> None:
-        """From now on vLLM is told of asynchronous loads as soon as they began; `early_loads` counts them."""
-        worker = worker_side()
-        worker._pace.lead = lambda: 1.0
-
-        def settle_loads(_seconds: float) -> list[int]:
-            self.told_early.update(worker._async_loads)
-            return list(worker._async_loads)
-
-        worker._mover.settle_loads = settle_loads
-
-    def early_loads(self) -> int:
-        return len(self.told_early)
-
     def load_by_layers(self) -> None:
         """From now on synchronous loads of any size come by layers; `layer_joins` counts what the forward waits for."""
         import dataclasses
@@ -282,25 +250,6 @@ class Scenario(Damage):
 
     def layer_joins(self) -> int:
         return self.layers_joined
-
-
-def told(outputs: list[Any]) -> dict[str, Any]:
-    return {
-        "tokens": [list(o.outputs[0].token_ids) for o in outputs],
-        "cached": [o.num_cached_tokens for o in outputs],
-    }
-
-
-def hold_completions() -> Any:
-    """Loads end unseen until the returned function is called."""
-    mover = worker_side()._mover
-    poll = mover.poll
-    mover.poll = list
-
-    def release() -> None:
-        mover.poll = poll
-
-    return release
 
 
 def main() -> None:

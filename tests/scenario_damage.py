@@ -35,6 +35,19 @@ class Damage:
         for name in ("load_now", "submit_load"):
             setattr(mover, name, failing(getattr(mover, name), left))
 
+    def ask_again(self, tokens: int, count: int) -> None:
+        """The next `count` questions about prompts of this length are answered by "ask again"."""
+        lookup, left = handle()._scheduler._lookup, [count]
+        answer = lookup.answer
+
+        def answering(record: Any, *arguments: Any) -> Any:
+            if record.request.num_prompt_tokens == tokens and left[0] > 0:
+                left[0] -= 1
+                return None, False
+            return answer(record, *arguments)
+
+        lookup.answer = answering
+
     def fault(self, side: str, call: str, panics: bool) -> None:
         """The next call of a method behind a hook raises, or panics in Rust; failures before are forgotten."""
         target = getattr(handle(), f"_{side}")
@@ -55,6 +68,20 @@ class Damage:
         sides = (handle()._scheduler, handle()._worker)
         named = [(name, value) for side in sides for name, value in vars(side).items()]
         return [name for name, value in named if getattr(value, "__name__", "") == "fail"]
+
+    def tell_loads_early(self) -> None:
+        """From now on vLLM is told of asynchronous loads as soon as they began; `early_loads` counts them."""
+        worker, self.told_early = worker_side(), set[int]()
+        worker._pace.lead = lambda: 1.0
+
+        def settle_loads(_seconds: float) -> list[int]:
+            self.told_early.update(worker._async_loads)
+            return list(worker._async_loads)
+
+        worker._mover.settle_loads = settle_loads
+
+    def early_loads(self) -> int:
+        return len(getattr(self, "told_early", ()))
 
     def pass_time(self, seconds: float) -> None:
         """The cache that turned itself off sees so much time pass."""
@@ -88,3 +115,15 @@ def handle() -> Any:
 
 def worker_side() -> Any:
     return handle()._worker if handle() is not None else None
+
+
+def hold_completions() -> Any:
+    """Loads end unseen until the returned function is called."""
+    mover = worker_side()._mover
+    poll = mover.poll
+    mover.poll = list
+
+    def release() -> None:
+        mover.poll = poll
+
+    return release

@@ -218,6 +218,8 @@ class Life:
         assert engine.scheduler._held.orphans == engine.scheduler._lookup._waiting_rows == 0
         assert not engine.scheduler.has_work()
         engine.assert_tiering_is_idle()
+        turns = engine.scheduler._turns
+        assert not any([turns._holders, turns._early, turns._due])
         for request in (*self.earlier, *engine.all):
             engine.look(request)
 

@@ -16,6 +16,7 @@ READMES = (ROOT / "README.md", ROOT / "examples" / "online" / "README.md")
 RUN_BY_TESTS = {
     ".venv/bin/python examples/offline.py": "test_examples.py::test_offline_quickstart",
     ".venv/bin/python examples/cpu_offload.py": "test_examples.py::test_benefit_script",
+    ".venv/bin/python examples/restart.py": "test_restart_example.py::test_disk",
     "examples/online/serve.sh": "test_examples.py::test_online_quickstart",
     "examples/online/ask.sh": "test_examples.py::test_online_quickstart",
     ". .venv/bin/activate": "conftest.py::clean_environment puts its folder on the PATH",

@@ -52,9 +52,10 @@ class EngineHandle:
 
     def stats(self) -> Mapping[str, float]:
         """The index's gauges and counters, and the connector's (which win where both have a name), since the start."""
+        refusals = self._worker.tiers.counters() if self._worker is not None else {}
         if self._scheduler is None:
-            return {}
-        return {**self._scheduler.index.stats(), **self._scheduler.counters.totals()}
+            return refusals
+        return {**refusals, **self._scheduler.index.stats(), **self._scheduler.counters.totals()}
 
     def close(self) -> None:
         """End the cache in this process: vLLM goes on without it."""

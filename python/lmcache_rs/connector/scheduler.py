@@ -10,7 +10,7 @@ from lmcache_rs.connector.admission import Admission
 from lmcache_rs.connector.barrier import Barrier, is_survivable
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
-from lmcache_rs.connector.identity import Adapters, UnnameableError, identity
+from lmcache_rs.connector.identity import Adapters, UnnameableError, identity, is_private
 from lmcache_rs.connector.late import LateAcks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, TailHash
@@ -85,8 +85,7 @@ class SchedulerSide:
             ids,
         )
         self._ledger.on_stored = self._tiering.stored
-        self._space = KeySpace(hash_algorithm)
-        self._adapters = Adapters()
+        self._space, self._adapters = KeySpace(hash_algorithm), Adapters()
         self._records: dict[str, Record] = {}
         self._late_acks = LateAcks(self.acknowledge)
         self._step = 0
@@ -120,6 +119,7 @@ class SchedulerSide:
             request=request,
             space=space,
             may_load=self._roles.may_load and nameable,
+            private=is_private(request),
             may_store=self._roles.may_store and nameable and wanted and not self._config.force_skip_save,
         )
         self._records[record.id] = record
@@ -220,9 +220,8 @@ class SchedulerSide:
         """Forget the request, and what was kept or offered for it. Loads and stores in flight end by themselves."""
         self._storing.drop(request_id)
         self._admission.withdraw(request_id)
-        self._turns.forget(request_id)
-        record = self._records.pop(request_id, None)
-        if record is not None:
+        self._turns.withdraw(request_id)
+        if (record := self._records.pop(request_id, None)) is not None:
             self._tiering.forget(record)
             self._lookup.forget(record)
             self._ledger.orphan(record)
@@ -256,12 +255,11 @@ class SchedulerSide:
         return self._ledger.holds_blocks
 
     def clear(self) -> tuple[int, bool]:
-        """Forget everything that is stored, and every answer given but not used.
+        """Forget all that is stored and offered. Returns rows forgotten, and whether each slower tier has forgotten too.
 
-        Returns rows forgotten, and whether every slower tier has forgotten too; one that has not is not used until it
-        has. When RAM cannot be cleared nothing is found any more: the model may have other weights now.
+        One that has not is not used until it has. When RAM cannot be cleared nothing is found any more: the model may
+        have other weights now.
         """
-        rows = 0
         try:
             rows = self._forget()
         finally:

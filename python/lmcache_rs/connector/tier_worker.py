@@ -6,6 +6,7 @@ from lmcache_rs._core import HostPool
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.orders import JobResult, StepOrders, TierOrder
 from lmcache_rs.connector.tiers import CLOSE_S_MAX, OpenTier
+from lmcache_rs.connector.troubles import Troubles
 
 
 class TierWorker:
@@ -22,6 +23,7 @@ class TierWorker:
         self._begun: set[int] = set()
         """Orders of this step, and of those to come, that were begun or have failed."""
         self._results: dict[int, JobResult] = {}
+        self._troubles = Troubles()
 
     def start(self, orders: StepOrders) -> None:
         """Begin a step's orders. Idempotent."""
@@ -45,9 +47,11 @@ class TierWorker:
 
     def take_results(self) -> dict[int, JobResult]:
         """Chunks that ended since the last call, by job."""
-        for tier in self._open.values():
+        for name, tier in self._open.items():
             try:
                 for job, index, refusal, value, seconds in tier.queue.poll():
+                    if refusal is not None:
+                        self._troubles.note(name, refusal)
                     moved = value if isinstance(value, int) else 0
                     self._results[job + index] = JobResult(1, int(refusal is not None), moved, seconds)
             except BaseException as error:

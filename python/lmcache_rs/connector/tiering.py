@@ -19,6 +19,7 @@ from lmcache_rs.connector.requests import Record
 from lmcache_rs.connector.resets import Resets
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tiers import FIND_S_MAX, OpenTier
+from lmcache_rs.connector.troubles import Troubles
 from lmcache_rs.connector.writes import Writes
 
 
@@ -84,6 +85,7 @@ class Tiering:
         self._barrier = barrier
         self._ids = ids
         self._rates = Rates()
+        self._troubles = Troubles()
         self._readable = {name for name, tier in tiers.items() if tier.may_load}
         writable = [name for name, tier in tiers.items() if tier.may_store]
         shape = (index, geometry.groups, chunks, geometry.ranks)
@@ -96,7 +98,7 @@ class Tiering:
 
     def arrived(self, record: Record, frozen: bool) -> None:
         """Look the request up in RAM; write what is seen again, unless `frozen`, and search for what is lacking."""
-        if not self._tiers:
+        if not self._tiers or record.private:
             if record.may_load:
                 self._index.match(record.space, record.request.block_hashes)
             return
@@ -112,7 +114,7 @@ class Tiering:
 
     def stored(self, job: StoreJob) -> None:
         """The rows of a store can be found from now on."""
-        if not self._rules.write_through or self._resets.due:
+        if not self._rules.write_through or self._resets.due or job.record.private:
             return
         reservation, hashes = job.reservation, job.record.request.block_hashes
         whole = self._lookup.chain(job.record)
@@ -130,10 +132,10 @@ class Tiering:
             if not self._writes.busy:
                 self._resets.retry()
             return
-        for name, tier in self._tiers.items():
+        for name in self._tiers:
             if not self._searches:
                 break
-            for job, found in self._answers(tier):
+            for job, found in self._answers(name):
                 wanted = self._searches.pop(job, None)
                 if wanted is not None:
                     del wanted.missing[name]
@@ -141,14 +143,18 @@ class Tiering:
                     self._take_found(wanted)
         self._fetches.begin()
 
-    def _answers(self, tier: OpenTier) -> Sequence[tuple[int, bytes]]:
-        """Searches that a tier has answered; one that fails concerns nobody else."""
+    def _answers(self, name: str) -> Sequence[tuple[int, bytes]]:
+        """What this tier has found; a tier that fails concerns nobody else."""
+        answers = []
         try:
-            ended = tier.queue.poll()
+            for job, _, refusal, found, _ in self._tiers[name].queue.poll():
+                if refusal is not None:
+                    self._counters.add(f"tier_refusals:{name}_find_{refusal}")
+                    self._troubles.note(name, refusal)
+                answers.append((job, found if isinstance(found, bytes) else b""))
         except BaseException as error:
             self._barrier.report("tier_search", error)
-            return ()
-        return [(job, found if isinstance(found, bytes) else b"") for job, _, _, found, _ in ended]
+        return answers
 
     def waits(self, record: Record) -> bool:
         """Whether vLLM should ask again for this request; bounded."""

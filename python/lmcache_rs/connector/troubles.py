@@ -1,0 +1,46 @@
+"""Tells the user when a slower tier fails: a line for each tier and reason, and not again for a while."""
+
+import time
+from collections.abc import Callable
+
+from lmcache_rs.log import init_logger
+
+logger = init_logger(__name__)
+
+QUIET_S = 60.0
+
+REASONS = {
+    "io_error": "it failed or cannot be reached",
+    "no_space": "there is no room",
+    "quota": "its quota is too small",
+    "denied": "permission is missing, or it is read-only",
+    "locked": "another process holds its lock",
+    "late": "it did not answer in time",
+    "corrupt": "a checksum does not fit",
+    "foreign": "a value is not the one asked for",
+    "internal": "an internal error",
+}
+"""Refusals that tell of a failure, as told to the user; the others are misses, or come of these."""
+
+
+class Troubles:
+    """What was told of, and when."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told: dict[tuple[str, str], float] = {}
+
+    def note(self, tier: str, refusal: str) -> None:
+        """The tier refused something."""
+        if refusal not in REASONS:
+            return
+        now = self._clock()
+        if now - self._told.get((tier, refusal), -QUIET_S) < QUIET_S:
+            return
+        self._told[tier, refusal] = now
+        logger.warning(
+            "KV on %s is not used: %s. Requests go on and compute it (counted in tier_refusals; told once in %d s)",
+            tier,
+            REASONS[refusal],
+            QUIET_S,
+        )

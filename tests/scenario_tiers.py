@@ -1,0 +1,68 @@
+"""Steps of a scenario about disk and Redis: what is waited for, damaged and restarted."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scenario_damage import handle
+
+WAIT_S = 60.0
+
+
+class Tiers:
+    """Works on the scheduler's side that lives in this process, and on the tiers from outside."""
+
+    llm: Any
+    generate: Callable[..., dict[str, Any]]
+
+    def written(self) -> dict[str, float]:
+        """Step until everything ordered is written; the statistics then."""
+        scheduler, deadline = handle()._scheduler, time.monotonic() + WAIT_S
+        while scheduler.has_work() or scheduler._tiering._writes.busy:
+            self.llm.llm_engine.step()
+            time.sleep(1e-3)
+            if time.monotonic() > deadline:
+                raise RuntimeError("writes do not end")
+        return dict(handle().stats())
+
+    def clear_ram(self) -> int:
+        """RAM forgets, the slower tiers do not."""
+        return int(handle()._scheduler.index.clear())
+
+    def rotate_files(self, folder: str) -> int:
+        """Each value on disk is now under the name of another one of its size."""
+        by_size: dict[int, list[Path]] = {}
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file() and path.stat().st_size > 0:
+                by_size.setdefault(path.stat().st_size, []).append(path)
+        moved = 0
+        for paths in by_size.values():
+            if len(paths) > 1:
+                contents = [path.read_bytes() for path in paths]
+                for path, content in zip(paths, [*contents[1:], contents[0]], strict=True):
+                    path.write_bytes(content)
+                    moved += 1
+        return moved
+
+    def kill(self, pid: int) -> None:
+        """Kill a server that another process started."""
+        os.kill(pid, signal.SIGKILL)
+
+    def start(self, command: list[str]) -> None:
+        """Start a server, which ends with this process's session."""
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def served_again(self, prompt: Any) -> dict[str, Any]:
+        """Generate again and again, RAM empty each time, until something is found; the last answer."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            self.clear_ram()
+            answer = self.generate([prompt])
+            self.written()
+            if answer["cached"][0] or time.monotonic() > deadline:
+                return answer
+            time.sleep(0.2)
