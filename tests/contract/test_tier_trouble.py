@@ -162,16 +162,25 @@ def test_a_closed_engine_goes_on_without_its_searches() -> None:
 
 
 def test_tiers_are_reset_when_ram_cannot_be() -> None:
-    tier = Tier()
-    one = engine({"slow": Stalled()}, Stalled(), tier, blocking_timeout_secs=0)
-
-    def fail() -> None:
-        raise RuntimeError("injected")
-
+    """And what is being stored meanwhile, as nobody could void it, is not written after that."""
+    tier, worker = Tier(), Stalled()
+    one = engine({"slow": Stalled()}, worker, tier, blocking_timeout_secs=0)
     one.scheduler._ledger.void_stores = fail  # type: ignore[method-assign]
+    acknowledge, kept = one.scheduler.acknowledge, list[Any]()
+    one.scheduler.acknowledge = kept.append  # type: ignore[method-assign]
+    one.run(Request("a", PROMPT))
     with pytest.raises(RuntimeError, match="injected"):
         one.scheduler.clear()
     assert tier.resets == 1
+    for acks in kept:
+        acknowledge(acks)
+    one.step()
+    assert one.counters.totals()["stores"]
+    assert "store" not in worker.calls
+
+
+def fail() -> None:
+    raise RuntimeError("injected")
 
 
 def test_an_idle_engine_resets_again_what_was_being_written() -> None:

@@ -255,10 +255,9 @@ class SchedulerSide:
         return self._ledger.holds_blocks
 
     def clear(self) -> tuple[int, bool]:
-        """Forget all that is stored and offered. Returns rows forgotten, and whether each slower tier has forgotten too.
+        """Forget all that is stored or offered. Returns rows forgotten, and whether each slower tier has forgotten too.
 
-        One that has not is not used until it has. When RAM cannot be cleared nothing is found any more: the model may
-        have other weights now.
+        Until it has it is not used. When RAM cannot be cleared nothing is found any more: the weights may be others.
         """
         try:
             rows = self._forget()
@@ -277,8 +276,8 @@ class SchedulerSide:
             raise
 
     def shut(self) -> None:
-        """Find and store nothing from now on, whatever is in the index."""
-        self._closed = True
+        """Find, store and write nothing from now on, whatever is in the index and whatever ends."""
+        self._closed, self._ledger.on_stored = True, lambda job: None
 
     def take_counters(self) -> dict[str, float]:
         """Counts since the last call, if any, with what the pool holds now."""
