@@ -107,11 +107,12 @@ class LateQueue:
     def find(self, job: int, keys: bytes) -> None:
         self._accept()
         assert keys, "a search for nothing"
-        if self._source.random() < 0.02:
+        if not self.hurry and self._source.random() < 0.02:
             return  # never answered
         self._tasks.append(Task("find", job, 0, split(keys)))
 
-    def load(self, job: int, memory: Any, keys: bytes, positions: Any, counts: Any, rows: Any) -> None:
+    def load(self, job: int, pool: Any, keys: bytes, positions: Any, counts: Any, rows: Any) -> None:
+        memory = memory_of(pool)
         tasks = self._chunks("load", job, memory, keys, counts, rows)
         for task in tasks:
             self._claims.claim(task.job + task.index, task.rows)
@@ -126,7 +127,8 @@ class LateQueue:
             task.content = memory[task.rows]
         self._tasks += tasks
 
-    def store(self, job: int, memory: Any, keys: bytes, positions: Any, counts: Any, rows: Any) -> None:
+    def store(self, job: int, pool: Any, keys: bytes, positions: Any, counts: Any, rows: Any) -> None:
+        memory = memory_of(pool)
         self._accept(rows, memory)
         for task in self._chunks("store", job, memory, keys, counts, rows):
             self._claims.touch(task.job + task.index, task.rows, "write")
@@ -136,7 +138,8 @@ class LateQueue:
     def poll(self) -> list[tuple[int, int, str | None, Any, float]]:
         if self._closed:
             raise RuntimeError("closed")
-        self._medium.lose()
+        if not self.hurry:
+            self._medium.lose()
         ended = []
         for task in self._source.sample(self._tasks, len(self._tasks)):
             if not self.hurry and self._source.random() < 0.5:
@@ -211,6 +214,11 @@ class LateQueue:
             self._tasks.remove(task)
             task.refused = "prefix_broken"
         return [self._end(task) for task in rest]
+
+
+def memory_of(pool: Any) -> Any:
+    """The cells of a pool's rows."""
+    return pool if isinstance(pool, np.ndarray) else np.from_dlpack(pool).view(np.uint64)
 
 
 def split(keys: bytes) -> list[bytes]:

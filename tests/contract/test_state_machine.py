@@ -20,7 +20,7 @@ from random_engine import RandomEngine
 from toy_engine import BLOCK
 from toy_prompts import Prompt
 
-from lmcache_rs.connector import ledger, lookup, rates, resets, tiering
+from lmcache_rs.connector import fetches, ledger, lookup, rates, resets, tiering
 from support import Soak
 
 REQUESTS_MAX = 10
@@ -52,7 +52,7 @@ class Time:
 def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
     """The time, and no log: tens of thousands of failed loads are told of otherwise."""
     time = Time()
-    for module in (ledger, lookup, rates, resets, tiering):
+    for module in (fetches, ledger, lookup, rates, tiering):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.now))
     monkeypatch.setattr(resets, "threading", time.background)
     monkeypatch.setattr(resets, "RETRY_EVERY_S", 0.01)

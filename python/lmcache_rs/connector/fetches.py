@@ -142,11 +142,10 @@ class Fetches:
         """The request was admitted, or is gone, or waits no more. What is under way ends by itself."""
         self._rows -= fetch.rows
         fetch.rows = 0
-        if not fetch.begun:
-            fetch.begun = True
-            self._waiting.remove(fetch)
-        elif fetch in self._begun:
-            self._begun.remove(fetch)
+        fetch.begun = True
+        for fetches in (self._waiting, self._begun):
+            if fetch in fetches:
+                fetches.remove(fetch)
 
     def take_orders(self) -> list[TierOrder]:
         """What the workers are to be told next."""

@@ -178,12 +178,13 @@ class Tiering:
 
     def forget(self, record: Record) -> None:
         """The request was admitted, or is gone."""
-        wanted = self._wanted.pop(record.id, None)
+        wanted = self._wanted.get(record.id)
         if wanted is None:
             return
         self._end_search(wanted)
         if wanted.fetch is not None:
             self._fetches.forget(wanted.fetch)
+        del self._wanted[record.id]
 
     def plan_step(self, scheduled_tokens: Mapping[str, int], orders: StepOrders, resting: bool) -> None:
         """A step begins: add what the workers are to move. Nothing is written while `resting`."""
@@ -211,11 +212,11 @@ class Tiering:
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """Take out and take in the workers' answers to what is ordered here."""
-        for job in list(acks.jobs):
-            if self._fetches.owns(job):
-                self._fetches.acknowledge(job, acks.jobs.pop(job))
-            elif self._writes.owns(job):
-                self._writes.acknowledge(job, acks.jobs.pop(job))
+        for job, result in list(acks.jobs.items()):
+            owner = next((part for part in (self._fetches, self._writes) if part.owns(job)), None)
+            if owner is not None:
+                owner.acknowledge(job, result)
+                del acks.jobs[job]  # only now: what fails is taken in again with what is left
 
     def clear(self) -> bool:
         """Have nothing found any more that was written before now; until that is sure the tiers are not used.
