@@ -13,8 +13,21 @@ from unittest.mock import patch
 from toy_engine import Request, ToyEngine
 from vllm_stand_in import load_connector
 
-from lmcache_rs._core import Index, Lease, Match, Reservation
-from lmcache_rs.connector import admission, holds, ledger, lookup, scheduler, stores, turns, worker
+from lmcache_rs._core import Departure, Index, Lease, Match, Reservation
+from lmcache_rs.connector import (
+    admission,
+    fetches,
+    holds,
+    ledger,
+    lookup,
+    scheduler,
+    stores,
+    tier_worker,
+    tiering,
+    turns,
+    worker,
+    writes,
+)
 
 VLLM_V1 = load_connector()
 API = VLLM_V1.api
@@ -56,8 +69,14 @@ class HookedEngine(ToyEngine):
         super()._update(output, bad, self.on_the_way.popleft())
 
     def assert_idle(self) -> None:
-        super().assert_idle()
         side = self.scheduler.side
+        fetching, writing = side._tiering._fetches, side._tiering._writes
+        for _ in range(50):
+            if fetching._jobs or writing._jobs:
+                self.step()
+        super().assert_idle()
+        assert not any([side._tiering._wanted, side._tiering._searches, fetching._jobs, fetching._rows])
+        assert not any([fetching._waiting, fetching._begun, writing._jobs, writing._slots])
         left = [
             side._records,
             side._storing._records,
@@ -211,6 +230,9 @@ class Faults:
                 fault.hit(name)
 
 
+GUARDS = (Departure, Lease, Match, Reservation)
+
+
 class Faulty:
     """A stand-in for an object of the Rust core, or a mover, whose calls can fail."""
 
@@ -225,7 +247,11 @@ class Faulty:
         def call(*arguments: Any, **options: Any) -> Any:
             self._faults.hit(f"{type(self._real).__name__}.{name}")
             result = value(*arguments, **options)
-            return Faulty(result, self._faults) if isinstance(result, (Match, Lease, Reservation)) else result
+            return (
+                Faulty(result, self._faults)
+                if isinstance(result, (Departure, Match, Lease, Reservation))
+                else result
+            )
 
         return call
 
@@ -235,12 +261,16 @@ class Faulty:
 
 CLASSES = [
     admission.Admission,
+    fetches.Fetches,
     holds.HeldBlocks,
     ledger.Ledger,
     lookup.Lookup,
     scheduler.SchedulerSide,
     stores.StorePlanner,
+    tier_worker.TierWorker,
+    tiering.Tiering,
     turns.Turns,
+    writes.Writes,
     worker.WorkerSide,
 ]
 UNTOUCHED = {

@@ -29,7 +29,8 @@ class LateMover:
 
     A load that was joined is done before anything else, and no store overtakes its end, as on a device whose streams
     keep that order; nothing else is in order. `is_held` says whether a block is referenced in vLLM's pool; `excused`
-    are jobs whose blocks were released under them, which their owner knows. `violations` is what must never happen.
+    are jobs whose blocks were released under them, which their owner knows. `touch` is told which rows a job uses.
+    `violations` is what must never happen.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class LateMover:
         rows: int,
         fail_share: float,
         is_held: Callable[[int], bool],
+        touch: Callable[[int, Any, str], None],
     ) -> None:
         self.rows = rows
         self.memory = np.zeros((rows, kv.shape[1]), np.uint64)
@@ -49,6 +51,7 @@ class LateMover:
         self._kv = kv
         self._fail_share = fail_share
         self._is_held = is_held
+        self._touch = touch
         self._flying: list[Copy] = []
         self._now: list[tuple[int, int, float]] = []
         self._broken: list[tuple[int, int, float]] = []
@@ -133,6 +136,7 @@ class LateMover:
             raise RuntimeError("injected: refused")
         if int(rows.max(initial=0)) >= self.rows:
             raise ValueError("a row outside of the pool")
+        self._touch(job, rows, "load" if is_load else "store")
         copy = Copy(job, is_load, rows, blocks, self._source.random() < self._fail_share / 2)
         for other in self._flying:
             if not (is_load and other.is_load) and np.intersect1d(rows, other.rows).size:

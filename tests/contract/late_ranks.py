@@ -6,13 +6,16 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from late_mover import GARBAGE, LateMover
+from late_tier import LateTiers, World
 from toy_engine import BLOCK
 from toy_prompts import Prompt
 
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.pace import Pace
+from lmcache_rs.connector.tier_worker import TierWorker
 from lmcache_rs.connector.worker import WorkerSide
 
 
@@ -35,6 +38,8 @@ class Shape:
     nearby: bool
     layered: bool
     """Whether synchronous loads may come by layers."""
+    tiers: tuple[str, ...]
+    """Slower tiers, the quickest first."""
     extra: dict[str, Any]
 
 
@@ -75,18 +80,30 @@ class Ranks:
     """Workers over numpy KV of one layer, each with a mover of its own."""
 
     def __init__(
-        self, shape: Shape, source: Random, count: Callable[[str], None], is_held: Callable[[int], bool]
+        self,
+        shape: Shape,
+        world: World,
+        source: Random,
+        count: Callable[[str], None],
+        is_held: Callable[[int], bool],
     ) -> None:
         self._source = source
+        self._world = world
+        self.tiers = LateTiers(world.media, shape.ranks)
         self._failed_as_blocks = shape.failed_as_blocks
         self.movers: list[LateMover] = []
         self.workers: list[WorkerSide] = []
         self._kv = [np.zeros((shape.blocks, BLOCK), np.uint64) for _ in range(shape.ranks)]
-        for kv in self._kv:
+        for rank, kv in enumerate(self._kv):
             rows = shape.rows - (source.randrange(shape.rows) if source.random() < 0.05 else 0)
-            mover = LateMover(source, kv, rows, shape.fail_share, is_held)
+            mover = LateMover(source, kv, rows, shape.fail_share, is_held, self.tiers.claims.touch)
             worker = WorkerSide(Barrier(count), Soon(1))
-            worker.attach(mover if source.random() < 0.99 else None, {"l": 0})
+            if source.random() < 0.99:
+                pool: Any = mover.memory
+                tiers = TierWorker(pool, self.tiers.opener(rank), Barrier(count))
+                worker.attach(mover, {"l": 0}, tiers)
+            else:
+                worker.attach(None, {"l": 0})
             self.movers.append(mover)
             self.workers.append(worker)
 
@@ -123,16 +140,20 @@ class Ranks:
         request, start, end = part.request, part.start, part.start + part.count
         kv = self._kv[rank].reshape(-1)
         at = (np.array(part.table)[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
-        right = np.array_equal(kv[at[:start]], request.cells_of(rank, 0, start))
-        kv[at[start:end]] = request.cells_of(rank, start, end) if right else GARBAGE
+        right = np.array_equal(kv[at[:start]], self.cells(request, rank, 0, start))
+        kv[at[start:end]] = self.cells(request, rank, start, end) if right else GARBAGE
         if not right:
             step.spoiled.add(request.request_id)
+
+    def cells(self, request: Prompt, rank: int, start: int, end: int) -> npt.NDArray[np.uint64]:
+        """What the KV of these tokens must be."""
+        return request.cells_of(rank, start, end) ^ np.uint64(self._world.weights << 8)
 
     def holds(self, request: Prompt, rows: list[int]) -> bool:
         """Whether rows hold the request's KV from its start on, on every rank."""
         count = min(len(rows) * BLOCK, request.num_tokens)
         return all(
-            np.array_equal(mover.memory[rows].reshape(-1)[:count], request.cells_of(rank, 0, count))
+            np.array_equal(mover.memory[rows].reshape(-1)[:count], self.cells(request, rank, 0, count))
             for rank, mover in enumerate(self.movers)
         )
 
@@ -142,4 +163,10 @@ class Ranks:
         return min(mover.rows for mover in self.movers)
 
     def violations(self) -> list[str]:
-        return [violation for mover in self.movers for violation in mover.violations]
+        return self.tiers.violations() + [what for mover in self.movers for what in mover.violations]
+
+    def hurry(self) -> None:
+        """All that is under way ends soon from now on."""
+        self.tiers.hurry()
+        for mover in self.movers:
+            mover.hurry = True

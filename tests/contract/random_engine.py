@@ -1,18 +1,19 @@
 """vLLM's asynchronous scheduler in small: prefix cache, steps in flight, preemptions, loads that fail, late answers."""
 
 import dataclasses
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from caching_pool import CachingPool
 from late_ranks import Part, Ranks, Shape, Step
+from late_tier import World
+from operated_engine import OperatedEngine
 from toy_engine import BLOCK
 from toy_prompts import Prompt, tail_hash
-from toy_queues import Queues
 
 from lmcache_rs.config import load_config
 from lmcache_rs.connector.barrier import Barrier
@@ -23,16 +24,17 @@ from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
 
 
-class RandomEngine(Queues):
+class RandomEngine(OperatedEngine):
     """`wrong` names tokens that were sampled from KV of other tokens, and rows found that hold other tokens' KV."""
 
-    def __init__(self, shape: Shape, source: Random) -> None:
+    def __init__(self, shape: Shape, world: World, source: Random) -> None:
         self.counters = Counters()
         size = BLOCK * 8
         geometry = Geometry(BLOCK, size, shape.rows, ("l",), shape.blocks, shape.ranks, "cpu", shape.ranks)
         config = load_config(shape.extra, environ={})
         roles = Roles(may_store=True, may_load=True)
         barrier = Barrier(self.counters.add)
+        ranks = Ranks(shape, world, source, self.counters.add, lambda i: self.pool.blocks[i].ref_cnt > 0)
         side = SchedulerSide(
             config,
             geometry,
@@ -41,11 +43,12 @@ class RandomEngine(Queues):
             tail_hash,
             self.counters,
             barrier,
+            ranks.tiers.open(0),
+            bytes(32),
             holders_go_first=shape.holders_go_first,
         )
-        super().__init__(shape, side, CachingPool(shape.blocks, shape.caches, source))
+        super().__init__(shape, side, CachingPool(shape.blocks, shape.caches, source), ranks, world)
         self.source = source
-        self.ranks = Ranks(shape, source, self.counters.add, lambda i: self.pool.blocks[i].ref_cnt > 0)
         side.bind_block_pool(self.pool)
         if shape.nearby and shape.ranks == 1:
             side.worker_nearby = self.ranks.workers[0]
@@ -53,8 +56,9 @@ class RandomEngine(Queues):
             side._lookup._rules = dataclasses.replace(side._lookup._rules, layered_bytes_min=1)
         side._storing._planner.plan = self._failing(side._storing._planner.plan)
         side._ledger.open_load = self._failing(side._ledger.open_load)
-        self.wrong: list[str] = []
-        self._pipeline: deque[Step] = deque()
+        side._tiering._writes.make_room = self._failing(side._tiering._writes.make_room)
+        side._tiering._fetches._reserve = self._failing(side._tiering._fetches._reserve)
+        side._tiering._fetches._end = self._failing(side._tiering._fetches._end)
         self._fresh: set[str] = set()
         self._received: Counter[str] = Counter()
         self._failed: set[str] = set()
@@ -69,37 +73,6 @@ class RandomEngine(Queues):
             return call(*arguments)
 
         return failing
-
-    # ---- what users and operators do
-
-    def reset(self, clear: bool) -> None:
-        planned = {order.job for step in self._pipeline for order in step.orders.stores}
-        planned |= {order.job for order in self.scheduler._storing._late}
-        for mover in self.ranks.movers:
-            mover.excused |= mover.stores() | planned
-        self.pool.reset_prefix_cache()
-        used = {block for request in self.all for block in request.table}
-        # Those of ended requests that are still being loaded.
-        used |= {block.block_id for job in self.scheduler._ledger._loads.values() for block in job.held}
-        assert len(self.pool.free) == self.pool.num_gpu_blocks - 1 - len(used), "held blocks outlive a reset"
-        if clear:
-            self.scheduler.clear()
-
-    def look(self, request: Prompt) -> None:
-        """Every row that is found for a request must hold its KV."""
-        start = request.num_tokens // BLOCK * BLOCK
-        tail = tail_hash(request, start) if start < request.num_tokens else None
-        lease = self.scheduler.index.match(self.scheduler._space, request.block_hashes, tail).lease()
-        if lease is None:
-            return
-        self.seen["rows looked at"] += len(lease)
-        if not self.ranks.holds(request, np.frombuffer(lease.rows(), np.uint32).tolist()):
-            self.wrong.append(f"rows found for {request.request_id} hold other tokens' KV")
-        lease.release()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting or self.running or self.loading or self._pipeline)
 
     # ---- a step
 
@@ -116,7 +89,6 @@ class RandomEngine(Queues):
             self.ranks.execute(step)
 
     def drain(self) -> None:
-        """See the output of every step in flight."""
         while self._pipeline:
             self._update(self._pipeline.popleft())
 
@@ -170,7 +142,8 @@ class RandomEngine(Queues):
             found: list[int] = []
             if not request.num_computed_tokens:
                 found = self.pool.find(request.block_hashes[: (request.num_tokens - 1) // BLOCK])
-                tokens, asynchronous = self.scheduler.matched_tokens(request, len(found) * BLOCK)
+                with suppress(RuntimeError):  # as the connector's barrier does
+                    tokens, asynchronous = self.scheduler.matched_tokens(request, len(found) * BLOCK)
             if tokens is None:
                 self._pass_over(request)
                 continue
@@ -243,7 +216,10 @@ class RandomEngine(Queues):
             if part.samples:
                 self._sample(step, request, stale)
         if step.acks is not None:
-            self.scheduler.acknowledge(step.acks)
+            try:
+                self.scheduler.acknowledge(step.acks)
+            except RuntimeError:
+                self.scheduler.acknowledge_later(step.acks)
         self._failed |= step.failed
         self._received.update(step.received)
         for request_id, ranks in list(self._received.items()):

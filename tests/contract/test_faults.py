@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hooked_engine import Faults, Faulty, HookedEngine, faulty
+from late_tier import LateTiers, Medium
 from toy_engine import Request
 
 from lmcache_rs.copy.cpu import CpuMover
@@ -50,6 +51,21 @@ def silent() -> Iterator[None]:
     logger.setLevel(level)
 
 
+class FreshTiers:
+    """Slower tiers that begin empty with each engine, and answer at once."""
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+
+    def __call__(self, rank: int, searching: bool) -> Any:
+        if searching:
+            self._tiers = LateTiers({"near": Medium(random.Random(1), 0.0)}, self._ranks)
+            self._tiers.claims.ranks = self._ranks
+        opened = self._tiers.open(rank)
+        self._tiers.hurry()
+        return opened
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "synchronous": {"extra": {"lmcache.save_decode_cache": True}},
     "asynchronous": {"extra": {"lmcache.sync_load_max_size": 0, "lmcache.save_decode_cache": True}},
@@ -57,6 +73,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two ranks, asynchronous": {"ranks": 2, "extra": {"lmcache.sync_load_max_size": 0}},
     "a worker nearby": {"nearby": True, "extra": {"lmcache.sync_load_max_size": 64}},
     "a small pool": {"rows": 24, "blocks": 48},
+    "a slower tier": {
+        "rows": 16,
+        "ranks": 2,
+        "open_tiers": FreshTiers(2),
+        "extra": {"lmcache.chunk_size": 8, "lmcache.write_policy": "through"},
+    },
     "vLLM 0.29, overlapping steps": {
         "old": True,
         "acks_late": 2,

@@ -1,23 +1,26 @@
 """Random lives of random requests on random engines, against what must hold whatever happens.
 
 No row or block is touched after it was given back; leases are zero when nothing runs; every held block is released;
-every row that is found holds the KV of the tokens asked for; every request ends, with tokens computed from its own KV.
+every row that is found holds the KV of the tokens asked for, under the present weights, and so does every value of a
+slower tier; every request ends, with tokens computed from its own KV.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from late_ranks import Shape
+from late_tier import Background, Medium, World
 from random_engine import RandomEngine
 from toy_engine import BLOCK
 from toy_prompts import Prompt
 
-from lmcache_rs.connector import ledger, lookup
+from lmcache_rs.connector import fetches, ledger, lookup, rates, resets, tiering
 from support import Soak
 
 REQUESTS_MAX = 10
@@ -29,21 +32,35 @@ ENOUGH = 1000
 """So many sequences meet whatever they are meant to meet."""
 MEANT_TO_BE_MET = (
     *("loads", "stores", "evictions", "hit_tokens", "preemptions", "roll-backs", "rows looked at"),
+    *("fetched_chunks:near", "written_chunks:near", "failed_fetches:near", "failed_writes:near"),
+    *("new weights", "dropped_fetches:pool_full"),
+    *("fetch_timeouts", "search_timeouts", "values looked at", "new weights, told later", "restarts"),
     *("failed_loads", "dropped_stores:void", "dropped_stores:failed", "pending_timeouts", "failed plans"),
 )
 BLOCKS_MIN = -(-(PROMPT_MAX + TOKENS_MAX) // BLOCK) + 2
 
 
+@dataclass(slots=True)
+class Time:
+    """What only tests move: the clock, and threads."""
+
+    now: float = 0.0
+    background: Background = field(default_factory=Background)
+
+
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """A clock that only tests move, and no log: tens of thousands of failed loads are told of otherwise."""
-    now = [0.0]
-    for module in (ledger, lookup):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
+    """The time, and no log: tens of thousands of failed loads are told of otherwise."""
+    time = Time()
+    for module in (fetches, ledger, lookup, rates, tiering):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.now))
+    monkeypatch.setattr(resets, "threading", time.background)
+    monkeypatch.setattr(resets, "RETRY_EVERY_S", 0.01)
+    monkeypatch.setattr(tiering, "FIND_S_MAX", 0.02)
     logger = logging.getLogger("lmcache_rs")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
-    yield now
+    yield time
     logger.setLevel(level)
 
 
@@ -60,6 +77,13 @@ def some_shape(source: Random) -> Shape:
         extra |= {"lmcache.max_tokens_per_load": pick([4, 12])}
     if source.random() < 0.1:
         extra |= {"lmcache.skip_last_n_tokens": pick([1, 5])}
+    tiers = pick([(), (), ("near",), ("near", "far")])
+    if tiers:
+        extra |= {
+            "lmcache.chunk_size": BLOCK * source.randrange(1, 5),
+            "lmcache.write_policy": pick(["through", "reuse"]),
+            "lmcache.blocking_timeout_secs": pick([0, 0.02, 0.1, 1, 1]),
+        }
     return Shape(
         blocks=pick([BLOCKS_MIN, source.randrange(BLOCKS_MIN, 3 * BLOCKS_MIN)]),
         caches=pick([False, False, True]),
@@ -73,6 +97,7 @@ def some_shape(source: Random) -> Shape:
         holders_go_first=pick([False, True]),
         nearby=pick([False, True]),
         layered=pick([False, True]),
+        tiers=tiers,
         extra=extra,
     )
 
@@ -80,13 +105,17 @@ def some_shape(source: Random) -> Shape:
 class Life:
     """One sequence: requests come, go and meet what operators and machines do."""
 
-    def __init__(self, seed: int, now: list[float]) -> None:
-        self.source = Random(seed)
-        self.engine = RandomEngine(some_shape(self.source), self.source)
-        self.now = now
+    def __init__(self, seed: int, time: Time) -> None:
+        self.source = source = Random(seed)
+        self.time = time
+        self.seen: Counter[str] = Counter()
+        self.shape = shape = some_shape(source)
+        self.world = World({name: Medium(source, shape.fail_share) for name in shape.tiers})
+        self.engine = RandomEngine(shape, self.world, source)
+        self.earlier: list[Prompt] = []
         self.stems = [self._tokens(PROMPT_MAX) for _ in range(2)]
-        self.left = self.source.randrange(2, REQUESTS_MAX)
-        self.haste = self.source.choice([0.3, 0.3, 1.0])
+        self.left = source.randrange(2, REQUESTS_MAX)
+        self.haste = source.choice([0.3, 0.3, 1.0])
         """How likely a request comes in a step."""
 
     def _tokens(self, count: int) -> list[int]:
@@ -95,8 +124,8 @@ class Life:
     def _add(self) -> None:
         source, engine = self.source, self.engine
         self.left -= 1
-        earlier = [r for r in engine.all if r.num_tokens <= PROMPT_MAX]
-        if earlier and source.random() < 0.6:
+        earlier = [r for r in (*self.earlier, *engine.all) if r.num_tokens <= PROMPT_MAX]
+        if earlier and source.random() < (0.9 if self.earlier else 0.6):
             stem = source.choice(earlier).all_token_ids
             own = source.choice([0, 0, 3, 9])
         else:
@@ -120,30 +149,67 @@ class Life:
         elif what < 0.08:
             engine.scheduler.frozen = not engine.scheduler.frozen
         elif what < 0.13 and engine.all:
-            engine.look(source.choice(engine.all))
+            engine.look(source.choice([*self.earlier, *engine.all]))
+        elif what < 0.14:
+            engine.load_weights()
+        elif what < 0.17 and self.shape.tiers:
+            self._restart()
+        if source.random() < 0.3:
+            self.time.background.run()
 
-    def run(self) -> RandomEngine:
+    def _restart(self) -> None:
+        """The engine is killed, and another one finds what this one left behind."""
+        self._take_counts()
+        self.seen["restarts"] += 1
+        self.engine.kill()
+        self.time.background.drop()
+        self.earlier += self.engine.all
+        self.left += self.source.randrange(1, 4)
+        rows = self.source.choice([self.shape.rows, 10, 60])
+        self.engine = RandomEngine(replace(self.shape, rows=rows), self.world, self.source)
+
+    def _take_counts(self) -> None:
         engine = self.engine
+        self.seen.update(engine.seen)
+        self.seen.update(engine.counters.totals())
+        self.seen["evictions"] += engine.scheduler.index.stats()["evictions"]
+        assert not engine.wrong
+        assert not engine.ranks.violations()
+
+    def run(self) -> Counter[str]:
         for _ in range(STEPS_MAX):
-            if self.left and (self.source.random() < self.haste or not engine.busy):
+            if self.left and (self.source.random() < self.haste or not self.engine.busy):
                 self._add()
             self._disturb()
-            engine.step()
-            self.now[0] += 1e-3
+            self._step()
+            engine = self.engine
             if not self.left and not engine.waiting and not engine.running and not engine.loading:
-                break
+                if not self.shape.tiers or self.source.random() < 0.5:
+                    break
+                self._restart()
         self.rest()
-        return engine
+        self._take_counts()
+        return self.seen
+
+    def _step(self) -> None:
+        self.engine.step()
+        self.time.now += 1e-3
 
     def rest(self) -> None:
         """Nothing runs any more: everything must have been given back."""
         engine = self.engine
         hanging = [r.request_id for r in engine.all if not r.ended]
         assert not hanging, f"{hanging} hang"
-        for mover in engine.ranks.movers:
-            mover.hurry = True
+        engine.ranks.hurry()
+        for medium in self.world.media.values():
+            medium.fail_share = 0
         for _ in range(4):
-            engine.step()
+            self._step()
+        for _ in range(STEPS_MAX):
+            self.time.background.run()
+            if not engine.scheduler.has_work() and not engine.is_moving_chunks:
+                break
+            self._step()
         engine.drain()
         stats = engine.scheduler.index.stats()
         assert stats["leases"] == stats["reserved"] == stats["leaving"] == stats["mismatches"] == 0, stats
@@ -151,22 +217,19 @@ class Life:
         assert len(engine.pool.free) == engine.pool.num_gpu_blocks - 1, "blocks are still held"
         assert engine.scheduler._held.orphans == engine.scheduler._lookup._waiting_rows == 0
         assert not engine.scheduler.has_work()
+        engine.assert_tiering_is_idle()
         turns = engine.scheduler._turns
         assert not any([turns._holders, turns._early, turns._due])
-        for request in engine.all:
+        for request in (*self.earlier, *engine.all):
             engine.look(request)
-        assert not engine.wrong
-        assert not engine.ranks.violations()
 
 
 @pytest.mark.soak
-def test_random_lives_break_nothing(soak: Soak, clock: list[float]) -> None:
+def test_random_lives_break_nothing(soak: Soak, time: Time) -> None:
     seen: Counter[str] = Counter()
     for seed in soak.rounds(10_000, "sequences"):
-        engine = Life(seed, clock).run()
-        seen.update(engine.seen)
-        seen.update(engine.counters.totals())
-        seen["evictions"] += engine.scheduler.index.stats()["evictions"]
+        time.background.drop()
+        seen.update(Life(seed, time).run())
     if soak.count < ENOUGH:
         return
     for name in MEANT_TO_BE_MET:

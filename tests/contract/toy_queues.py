@@ -30,7 +30,8 @@ class Queues:
     def add(self, request: Prompt) -> None:
         self.all.append(request)
         self.waiting.append(request)
-        self.scheduler.add_request(request)
+        with contextlib.suppress(RuntimeError):
+            self.scheduler.add_request(request)
 
     def abort(self, request: Prompt) -> None:
         for queue in (self.running, self.waiting):

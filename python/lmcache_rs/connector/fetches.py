@@ -142,11 +142,10 @@ class Fetches:
         """The request was admitted, or is gone, or waits no more. What is under way ends by itself."""
         self._rows -= fetch.rows
         fetch.rows = 0
-        if not fetch.begun:
-            fetch.begun = True
-            self._waiting.remove(fetch)
-        elif fetch in self._begun:
-            self._begun.remove(fetch)
+        fetch.begun = True
+        for fetches in (self._waiting, self._begun):
+            if fetch in fetches:
+                fetches.remove(fetch)
 
     def take_orders(self) -> list[TierOrder]:
         """What the workers are to be told next."""
@@ -207,24 +206,26 @@ class Fetches:
         keys = fetch.record.space.chunk_keys(chain.hashes, chain.tail, self._chunks.blocks, first)
         under_way = {job.key: job.id for job in self._jobs.values()}
         batches: list[_Batch] = []
-        for i, tier in enumerate(fetch.sources):
-            key, position = keys[KEY_BYTES * i : KEY_BYTES * (i + 1)], first + i
-            reserved = self._reserve(fetch, position)
-            if reserved is None:
-                break
-            reservation, scratch = reserved
-            if not len(reservation):
-                # In RAM by now, or on its way for somebody else.
-                fetch.jobs.update({under_way[key]} if key in under_way else ())
-                continue
-            number = next(self._ids)
-            if not batches or batches[-1].tier != tier:
-                batches.append(_Batch(tier, number))
-            batches[-1].add(key, position, self._rows_of(scratch, reservation))
-            job = FetchJob(number, tier, key, reservation, scratch, batches[-1].progress)
-            self._jobs[job.id] = job
-            fetch.jobs.add(job.id)
-        self._orders += [batch.order() for batch in batches]
+        try:
+            for i, tier in enumerate(fetch.sources):
+                key, position = keys[KEY_BYTES * i : KEY_BYTES * (i + 1)], first + i
+                reserved = self._reserve(fetch, position)
+                if reserved is None:
+                    break
+                reservation, scratch = reserved
+                if not len(reservation):
+                    # In RAM by now, or on its way for somebody else.
+                    fetch.jobs.update({under_way[key]} if key in under_way else ())
+                    continue
+                rows, number = self._rows_of(scratch, reservation), next(self._ids)
+                if not batches or batches[-1].tier != tier:
+                    batches.append(_Batch(tier, number))
+                batches[-1].add(key, position, rows)
+                job = FetchJob(number, tier, key, reservation, scratch, batches[-1].progress)
+                self._jobs[job.id] = job
+                fetch.jobs.add(job.id)
+        finally:  # whatever stopped this, a job ends only by an answer to its order
+            self._orders += [batch.order() for batch in batches]
 
     def _reserve(self, fetch: Fetch, number: int) -> tuple[Reservation, Reservation | None] | None:
         """Rows for chunk `number`; an empty reservation when all of it has some; None: there is no room for it."""

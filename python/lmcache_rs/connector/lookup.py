@@ -57,7 +57,7 @@ class Lookup:
         its way, and what holds the step would wait behind it.
         """
         request = record.request
-        if not record.may_load or getattr(request, "skip_reading_prefix_cache", False):
+        if not record.reads:
             return 0, False
         if record.loading:
             # Preempted before every rank said how its load ended: what failed must not be offered again.

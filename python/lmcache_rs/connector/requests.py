@@ -61,6 +61,11 @@ class Record:
         return request_id
 
     @property
+    def reads(self) -> bool:
+        """Whether anything may be loaded for it: vLLM wants all of some requests computed."""
+        return self.may_load and not getattr(self.request, "skip_reading_prefix_cache", False)
+
+    @property
     def user_id(self) -> str:
         """The id as the user knows it: without the eight hexadecimal digits that vLLM appends."""
         return _RANDOM_SUFFIX.sub("", self.id)

@@ -1,7 +1,6 @@
 """Has the slower tiers forget what they hold, and keeps them out of use until they have."""
 
 import threading
-import time
 from collections.abc import Sequence
 
 from lmcache_rs._core import Tier
@@ -16,35 +15,56 @@ class Resets:
     def __init__(self, tiers: Sequence[Tier], barrier: Barrier) -> None:
         self._tiers = tiers
         self._barrier = barrier
+        self._lock = threading.Lock()
+        """Over what the thread changes too: the tiers that are due, and whether there is a thread."""
         self._due: list[Tier] = []
-        self._thread: threading.Thread | None = None
-        self._next_try = 0.0
+        self._retrying = False
+        self._closed = threading.Event()
 
     @property
     def due(self) -> bool:
         """Whether some tier may still find what it must not."""
         return bool(self._due)
 
+    @property
+    def retrying(self) -> bool:
+        """Whether a thread sees to what is due."""
+        return self._retrying
+
     def reset(self, again: bool) -> bool:
-        """Reset every tier now. `again`: and once more by `retry`. Whether all of them did it."""
+        """Reset every tier now. `again`: and once more by `retry`. Whether nothing is due."""
         failed = self._reset(self._tiers)
-        self._due = list(self._tiers) if again else failed
-        return not failed
+        with self._lock:
+            # Always a new list, by which a thread that is at work knows that another reset came meanwhile.
+            self._due = list(self._tiers) if again else failed
+        return not self.due
 
     def retry(self) -> None:
-        """Reset what is due, in the background, unless that was just tried."""
-        if self._thread is not None or time.monotonic() < self._next_try:
-            return
-        self._next_try = time.monotonic() + RETRY_EVERY_S
-        self._thread = threading.Thread(target=self._retry, name="lmcache-tier-reset", daemon=True)
-        self._thread.start()
+        """Reset what is due, in the background, until it is done."""
+        with self._lock:
+            if self._retrying or not self._due or self._closed.is_set():
+                return
+            thread = threading.Thread(
+                target=self._retry, args=(self._due,), name="lmcache-tier-reset", daemon=True
+            )
+            thread.start()
+            self._retrying = True
 
-    def _retry(self) -> None:
-        due = self._due
-        failed = self._reset(due)
-        if self._due is due:  # no other reset came meanwhile
-            self._due = failed
-        self._thread = None
+    def close(self) -> None:
+        """Try no more."""
+        self._closed.set()
+
+    def _retry(self, due: list[Tier]) -> None:
+        while due and not self._closed.is_set():
+            failed = self._reset(due)
+            with self._lock:
+                if self._due is due:
+                    self._due = due = failed
+                else:  # another reset came meanwhile: a later thread does what is due
+                    due = []
+                self._retrying = bool(due)
+            if due:
+                self._closed.wait(RETRY_EVERY_S)
 
     def _reset(self, tiers: Sequence[Tier]) -> list[Tier]:
         failed = []

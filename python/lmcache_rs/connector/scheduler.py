@@ -124,7 +124,7 @@ class SchedulerSide:
         )
         self._records[record.id] = record
         if nameable and not self._resting():
-            self._tiering.arrived(record)
+            self._tiering.arrived(record, self.frozen)
         return record
 
     def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
@@ -221,11 +221,10 @@ class SchedulerSide:
         self._storing.drop(request_id)
         self._admission.withdraw(request_id)
         self._turns.withdraw(request_id)
-        record = self._records.pop(request_id, None)
-        if record is not None:
+        if (record := self._records.pop(request_id, None)) is not None:
+            self._tiering.forget(record)
             self._lookup.forget(record)
             self._ledger.orphan(record)
-            self._tiering.forget(record)
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""
@@ -249,20 +248,22 @@ class SchedulerSide:
 
     def has_work(self) -> bool:
         """Whether steps are needed although no request is left."""
-        return self._storing.has_orders or self._tiering.has_orders or self._ledger.busy
+        return self._storing.has_orders or self._tiering.needs_steps or self._ledger.busy
 
     def frees_blocks_soon(self) -> bool:
         """Whether held blocks will come back without a preemption."""
         return self._ledger.holds_blocks
 
     def clear(self) -> tuple[int, bool]:
-        """Forget everything that is stored, and every answer given but not used.
+        """Forget all that is stored or offered. Returns rows forgotten, and whether each slower tier has forgotten too.
 
-        Returns rows forgotten, and whether every slower tier has forgotten too; one that has not is not used until it
-        has. When RAM cannot be cleared nothing is found any more: the model may have other weights now.
+        Until it has it is not used. When RAM cannot be cleared nothing is found any more: the weights may be others.
         """
-        rows = self._forget()
-        return rows, self._tiering.clear()
+        try:
+            rows = self._forget()
+        finally:
+            complete = self._tiering.clear()
+        return rows, complete
 
     def _forget(self) -> int:
         try:
@@ -275,8 +276,8 @@ class SchedulerSide:
             raise
 
     def shut(self) -> None:
-        """Find and store nothing from now on, whatever is in the index."""
-        self._closed = True
+        """Find, store and write nothing from now on, whatever is in the index and whatever ends."""
+        self._closed, self._ledger.on_stored = True, lambda job: None
 
     def take_counters(self) -> dict[str, float]:
         """Counts since the last call, if any, with what the pool holds now."""

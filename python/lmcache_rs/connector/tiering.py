@@ -11,6 +11,7 @@ from lmcache_rs.connector.chunks import Chain, Chunks
 from lmcache_rs.connector.fetches import KEY_BYTES, Fetch, Fetches
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.jobs import StoreJob
+from lmcache_rs.connector.ledger import STEPPING_S_MAX
 from lmcache_rs.connector.lookup import Lookup
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.rates import Rates
@@ -51,8 +52,8 @@ class Wanted:
     chain: Chain
     first: int
     since: float
-    missing: set[str]
-    """Tiers that have not answered."""
+    missing: dict[str, int] = field(default_factory=dict)
+    """Searches that were not answered, by tier."""
     answers: dict[str, bytes] = field(default_factory=dict)
     """By tier, for each chunk whether it is there."""
     fetch: Fetch | None = None
@@ -81,6 +82,7 @@ class Tiering:
         self._namespace = namespace
         self._rules = rules
         self._counters = counters
+        self._barrier = barrier
         self._ids = ids
         self._rates = Rates()
         self._troubles = Troubles()
@@ -90,11 +92,12 @@ class Tiering:
         self._fetches = Fetches(*shape, self._rates, counters, ids)
         self._writes = Writes(*shape, writable, counters, ids)
         self._resets = Resets([tier.tier for tier in tiers.values()], barrier)
+        self._cleared_at = 0.0
         self._wanted: dict[str, Wanted] = {}
         self._searches: dict[int, Wanted] = {}
 
-    def arrived(self, record: Record) -> None:
-        """Look the request up in RAM; write what is seen again, search for what is lacking."""
+    def arrived(self, record: Record, frozen: bool) -> None:
+        """Look the request up in RAM; write what is seen again, unless `frozen`, and search for what is lacking."""
         if not self._tiers or record.private:
             if record.may_load:
                 self._index.match(record.space, record.request.block_hashes)
@@ -104,7 +107,7 @@ class Tiering:
         found = match.blocks + match.tail
         if self._resets.due:
             return
-        if found and record.may_store:  # seen again
+        if found and record.may_store and not frozen:  # seen again
             self._writes.write(record, chain)
         if found < len(chain):
             self._search(record, chain, found // self._chunks.blocks)
@@ -129,19 +132,29 @@ class Tiering:
             if not self._writes.busy:
                 self._resets.retry()
             return
-        for name, tier in self._tiers.items():
+        for name in self._tiers:
             if not self._searches:
                 break
-            for job, _, refusal, found, _ in tier.queue.poll():
+            for job, found in self._answers(name):
+                wanted = self._searches.pop(job, None)
+                if wanted is not None:
+                    del wanted.missing[name]
+                    wanted.answers[name] = found
+                    self._take_found(wanted)
+        self._fetches.begin()
+
+    def _answers(self, name: str) -> Sequence[tuple[int, bytes]]:
+        """What this tier has found; a tier that fails concerns nobody else."""
+        answers = []
+        try:
+            for job, _, refusal, found, _ in self._tiers[name].queue.poll():
                 if refusal is not None:
                     self._counters.add(f"tier_refusals:{name}_find_{refusal}")
                     self._troubles.note(name, refusal)
-                wanted = self._searches.pop(job, None)
-                if wanted is not None:
-                    wanted.missing.discard(name)
-                    wanted.answers[name] = found if isinstance(found, bytes) else b""
-                    self._take_found(wanted)
-        self._fetches.begin()
+                answers.append((job, found if isinstance(found, bytes) else b""))
+        except BaseException as error:
+            self._barrier.report("tier_search", error)
+        return answers
 
     def waits(self, record: Record) -> bool:
         """Whether vLLM should ask again for this request; bounded."""
@@ -151,7 +164,7 @@ class Tiering:
         now = time.monotonic()
         if wanted.missing and now - wanted.since > FIND_S_MAX:
             self._counters.add("search_timeouts")
-            wanted.missing.clear()
+            self._end_search(wanted)
             self._take_found(wanted)
         under_way = bool(wanted.missing) or (
             wanted.fetch is not None and self._fetches.is_under_way(wanted.fetch)
@@ -165,9 +178,13 @@ class Tiering:
 
     def forget(self, record: Record) -> None:
         """The request was admitted, or is gone."""
-        wanted = self._wanted.pop(record.id, None)
-        if wanted is not None and wanted.fetch is not None:
+        wanted = self._wanted.get(record.id)
+        if wanted is None:
+            return
+        self._end_search(wanted)
+        if wanted.fetch is not None:
             self._fetches.forget(wanted.fetch)
+        del self._wanted[record.id]
 
     def plan_step(self, scheduled_tokens: Mapping[str, int], orders: StepOrders, resting: bool) -> None:
         """A step begins: add what the workers are to move. Nothing is written while `resting`."""
@@ -186,50 +203,67 @@ class Tiering:
         return any(tier.may_store for tier in self._tiers.values())
 
     @property
-    def has_orders(self) -> bool:
-        """Whether a step is needed to tell the workers."""
-        return self._fetches.has_orders or self._writes.has_orders
+    def needs_steps(self) -> bool:
+        """Whether the workers must be told something, or a reset waits for their answers; that is bounded in time."""
+        if self._fetches.has_orders or self._writes.has_orders:
+            return True
+        waits = self._resets.due and not self._resets.retrying
+        return waits and time.monotonic() - self._cleared_at < STEPPING_S_MAX
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """Take out and take in the workers' answers to what is ordered here."""
-        for job in list(acks.jobs):
-            if self._fetches.owns(job):
-                self._fetches.acknowledge(job, acks.jobs.pop(job))
-            elif self._writes.owns(job):
-                self._writes.acknowledge(job, acks.jobs.pop(job))
+        for job, result in list(acks.jobs.items()):
+            owner = next((part for part in (self._fetches, self._writes) if part.owns(job)), None)
+            if owner is not None:
+                owner.acknowledge(job, result)
+                del acks.jobs[job]  # only now: what fails is taken in again with what is left
 
     def clear(self) -> bool:
         """Have nothing found any more that was written before now; until that is sure the tiers are not used.
 
-        False: some tier could not be told, so other processes may find it. What is being written now may come after
-        this, so there is another reset after that.
+        False: other processes may find it. Some tier could not be told; or something is being written now and may come
+        after this, so that there is another reset once that has ended.
         """
+        self._cleared_at = time.monotonic()
         for wanted in list(self._wanted.values()):
             self.forget(wanted.record)
-        self._searches.clear()
         self._writes.withdraw()
         return self._resets.reset(again=self._writes.busy)
 
     def close(self) -> None:
-        """End the searches' threads."""
+        """Search and reset no more, and end the threads."""
+        for wanted in list(self._wanted.values()):
+            self.forget(wanted.record)
+        self._resets.close()
         for tier in self._tiers.values():
             tier.queue.close(0)
 
     def _search(self, record: Record, chain: Chain, first: int) -> None:
-        if not self._readable or not record.may_load:
+        if not self._readable or not record.reads:
             return
         keys = record.space.chunk_keys(list(chain.hashes), chain.tail, self._chunks.blocks, first)
-        wanted = Wanted(record, chain, first, time.monotonic(), set(self._readable))
+        self.forget(record)
+        self._wanted[record.id] = wanted = Wanted(record, chain, first, time.monotonic())
         for name in self._readable:
             job = next(self._ids)
-            self._tiers[name].queue.find(job, keys)
+            try:
+                self._tiers[name].queue.find(job, keys)
+            except BaseException as error:
+                self._barrier.report("tier_search", error)
+                continue
+            wanted.missing[name] = job
             self._searches[job] = wanted
-        self._wanted[record.id] = wanted
         self._counters.add("tier_lookups", len(keys) // KEY_BYTES)
+
+    def _end_search(self, wanted: Wanted) -> None:
+        """What was not answered is not waited for any more."""
+        for job in wanted.missing.values():
+            self._searches.pop(job, None)
+        wanted.missing.clear()
 
     def _take_found(self, wanted: Wanted) -> None:
         """Every tier has answered, or may not any more: fetch what is worth it."""
-        if wanted.missing or wanted.fetch is not None or wanted.record.id not in self._wanted:
+        if wanted.missing:
             return
         sources = self._sources(wanted)
         if sources:
