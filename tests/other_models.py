@@ -75,6 +75,44 @@ CONFIG_ONLY: dict[str, dict[str, Any]] = {
     },
 }
 
+IMAGES = "images"
+"""BLIP-2: an image becomes IMAGE_TOKENS tokens before the text. Comes with a tokenizer and an image processor."""
+IMAGE_TOKENS = 16
+IMAGE_SIZE = 56
+
+
+def images_model() -> Any:
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {key: COMMON[key] for key in ("vocab_size", "hidden_size", "num_attention_heads")}
+    text |= {"model_type": "opt", "num_hidden_layers": 4, "ffn_dim": 512, "word_embed_proj_dim": 256}
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False}
+    config = Blip2Config(
+        text_config=text | {"activation_function": "gelu", "max_position_embeddings": 2048},
+        vision_config=tower | {"image_size": IMAGE_SIZE, "patch_size": 14},
+        qformer_config=tower | {"vocab_size": 100, "encoder_hidden_size": 64},
+        num_query_tokens=IMAGE_TOKENS,
+        image_token_index=COMMON["vocab_size"] - 1,
+        tie_word_embeddings=False,
+    )
+    return Blip2ForConditionalGeneration(config)
+
+
+def save_images_processor(folder: str) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import Blip2Processor, BlipImageProcessor, PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(COMMON["vocab_size"] - 1)} | {"<image>": COMMON["vocab_size"] - 1}
+    splitting = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    splitting.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"bos_token": "w1", "eos_token": "w2", "pad_token": "w0", "unk_token": "w0"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=splitting, additional_special_tokens=["<image>"], **special
+    )
+    image_processor = BlipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    Blip2Processor(image_processor, tokenizer, num_query_tokens=IMAGE_TOKENS).save_pretrained(folder)
+
 
 def main() -> None:
     import torch
@@ -82,17 +120,28 @@ def main() -> None:
 
     name, folder = sys.argv[1:]
     torch.manual_seed(0)
+    if name == IMAGES:
+        save(images_model(), folder)
+        save_images_processor(folder)
+        return
     config = AutoConfig.for_model(**(COMMON | (MODELS | CONFIG_ONLY)[name]))
     if name in CONFIG_ONLY:
         config.save_pretrained(folder)
         return
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    save(AutoModelForCausalLM.from_config(config, dtype=torch.float32), folder)
+
+
+def save(model: Any, folder: str) -> None:
+    import torch
+
     with torch.no_grad():
         for parameter, weight in model.named_parameters():
             # Queries and keys get twice the usual scale: attention then looks at few tokens, not at an average.
             gain = 2.0 if "q_proj" in parameter or "k_proj" in parameter else 1.0
             if weight.dim() == 2:
                 weight.normal_(0, 1.0 if "embed" in parameter else gain * weight.shape[1] ** -0.5)
+            elif parameter == "query_tokens":
+                weight.normal_()
     model.save_pretrained(folder)
 
 

@@ -5,26 +5,16 @@ Prompts are lists of `[seed, tokens]` pieces, so that prompts share prefixes whe
 """
 
 import json
-import random
 import sys
 import time
 from typing import Any
 
 from scenario_damage import Damage, handle, hold_completions, worker_side
+from scenario_inputs import Inputs, tokens_of, told
 from scenario_tiers import Tiers
 
-VOCABULARY = 4096
 
-
-def tokens_of(pieces: list[list[int]]) -> list[int]:
-    tokens: list[int] = []
-    for seed, count in pieces:
-        source = random.Random(seed)
-        tokens += [source.randrange(3, VOCABULARY) for _ in range(count)]
-    return tokens
-
-
-class Scenario(Damage, Tiers):
+class Scenario(Damage, Inputs, Tiers):
     def __init__(self, model: str, llm: dict[str, Any], connector: dict[str, Any] | None) -> None:
         from vllm import LLM
         from vllm.config import KVTransferConfig
@@ -105,14 +95,6 @@ class Scenario(Damage, Tiers):
                 answers = [list(o.outputs[0].token_ids) for o in outputs]
                 texts = [t + a + tokens_of([[99, 7]]) for t, a in zip(texts, answers, strict=True)]
         return told(outputs)
-
-    def embed(self, seed: int, count: int) -> dict[str, Any]:
-        """Generate from random prompt embeddings of the model's size."""
-        import torch
-
-        size = self.llm.llm_engine.model_config.get_hidden_size()
-        embeds = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
-        return told(self.llm.generate({"prompt_embeds": embeds}, self.sampling(8), use_tqdm=False))
 
     def first_tokens(self, prompts: list[Any]) -> dict[str, Any]:
         """One token for each prompt, and by how much its log probability is above the next best one's."""
@@ -268,13 +250,6 @@ class Scenario(Damage, Tiers):
 
     def layer_joins(self) -> int:
         return self.layers_joined
-
-
-def told(outputs: list[Any]) -> dict[str, Any]:
-    return {
-        "tokens": [list(o.outputs[0].token_ids) for o in outputs],
-        "cached": [o.num_cached_tokens for o in outputs],
-    }
 
 
 def main() -> None:

@@ -35,6 +35,19 @@ class Damage:
         for name in ("load_now", "submit_load"):
             setattr(mover, name, failing(getattr(mover, name), left))
 
+    def ask_again(self, tokens: int, count: int) -> None:
+        """The next `count` questions about prompts of this length are answered by "ask again"."""
+        lookup, left = handle()._scheduler._lookup, [count]
+        answer = lookup.answer
+
+        def answering(record: Any, *arguments: Any) -> Any:
+            if record.request.num_prompt_tokens == tokens and left[0] > 0:
+                left[0] -= 1
+                return None, False
+            return answer(record, *arguments)
+
+        lookup.answer = answering
+
     def fault(self, side: str, call: str, panics: bool) -> None:
         """The next call of a method behind a hook raises, or panics in Rust; failures before are forgotten."""
         target = getattr(handle(), f"_{side}")

@@ -14,7 +14,7 @@ from toy_engine import Request, ToyEngine
 from vllm_stand_in import load_connector
 
 from lmcache_rs._core import Index, Lease, Match, Reservation
-from lmcache_rs.connector import admission, holds, ledger, lookup, scheduler, stores, worker
+from lmcache_rs.connector import admission, holds, ledger, lookup, scheduler, stores, turns, worker
 
 VLLM_V1 = load_connector()
 API = VLLM_V1.api
@@ -66,6 +66,7 @@ class HookedEngine(ToyEngine):
             side._ledger._loads,
         ]
         left += [side._ledger._stores, side._admission._offers, side._admission._loads]
+        left += [side._turns._holders, side._turns._early, side._turns._due]
         assert not any(left), left
         assert (side._lookup._waiting_rows, side._held.orphans) == (0, 0)
         assert not any(worker.side.loading for worker in self.workers)
@@ -221,9 +222,9 @@ class Faulty:
         if not callable(value):
             return value
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             self._faults.hit(f"{type(self._real).__name__}.{name}")
-            result = value(*arguments)
+            result = value(*arguments, **options)
             return Faulty(result, self._faults) if isinstance(result, (Match, Lease, Reservation)) else result
 
         return call
@@ -239,6 +240,7 @@ CLASSES = [
     lookup.Lookup,
     scheduler.SchedulerSide,
     stores.StorePlanner,
+    turns.Turns,
     worker.WorkerSide,
 ]
 UNTOUCHED = {
@@ -260,6 +262,7 @@ UNTOUCHED = {
     "rescue_orders",
     "acknowledge_later",
     "drop_request",
+    "withdraw",
     "shut",
     "_fail_rest",
     "_end",

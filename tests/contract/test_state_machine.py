@@ -151,6 +151,8 @@ class Life:
         assert len(engine.pool.free) == engine.pool.num_gpu_blocks - 1, "blocks are still held"
         assert engine.scheduler._held.orphans == engine.scheduler._lookup._waiting_rows == 0
         assert not engine.scheduler.has_work()
+        turns = engine.scheduler._turns
+        assert not any([turns._holders, turns._early, turns._due])
         for request in engine.all:
             engine.look(request)
         assert not engine.wrong

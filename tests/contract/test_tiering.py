@@ -19,6 +19,8 @@ PROMPT = list(range(50))
 
 WAIT_S = 30.0
 
+ADAPTER = SimpleNamespace(lora_name="a", lora_int_id=1, lora_path="org/a")
+
 
 def settings(disk: Path, **more: Any) -> dict[str, Any]:
     return {
@@ -228,6 +230,32 @@ def test_a_tier_may_be_written_to_or_searched_only(tmp_path: Path, more: dict[st
     other, request = ask(tmp_path, **more)
     assert request.cached_tokens == (0 if "retrieve_locations" in more else 49)
     assert_idle(other)
+
+
+@pytest.mark.parametrize(
+    "media", [{"lora_request": ADAPTER}, {"mm_features": [SimpleNamespace(identifier="my-image-1")]}]
+)
+@pytest.mark.parametrize("write_policy", ["reuse", "through"])
+def test_kv_of_a_private_identity_stays_in_ram(
+    tmp_path: Path, media: dict[str, Any], write_policy: str
+) -> None:
+    one = engine(tmp_path, rows=16, write_policy=write_policy)
+    for number in range(4):
+        request = Request(f"r{number}", [number // 2, *PROMPT[1:]])
+        for name, value in media.items():
+            setattr(request, name, value)
+        one.run(request)
+    assert request.cached_tokens == 49
+    assert_idle(one)
+    assert one.scheduler.index.stats()["evictions"] > 0
+    assert not files(tmp_path)
+
+
+def test_media_that_vllm_has_hashed_are_written(tmp_path: Path) -> None:
+    one, request = engine(tmp_path), Request("a", PROMPT)
+    request.mm_features = [SimpleNamespace(identifier=f"adapter:{'0af9' * 16}")]  # type: ignore[attr-defined]
+    one.run(request)
+    until(one, lambda: written(one) == 4)
 
 
 def test_requests_that_may_not_store_are_not_written(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_no_load_begins_before_a_failed_request_runs(holders_go_first: bool) -> 
 def test_nobody_waits_for_a_request_that_is_gone(holders_go_first: bool, gone: str) -> None:
     made = loading(holders_go_first, "failed", "a")
     assert made.answer("failed", 0, False) is None
-    made.forget(gone)
+    made.withdraw(gone)
     if gone == "a":
         assert made.answer("failed", 0, False) == 0
         made.admit("failed", False)

@@ -74,10 +74,13 @@ def load_connector() -> Any:
         vars(modules[name]).update(content)
     package = importlib.import_module("lmcache_rs.connector")
     before = dict(vars(package))
-    ours = [f"lmcache_rs.connector.{name}" for name in ("vllm_api", "metrics", "sides", "vllm_v1")]
+    ours = [
+        f"lmcache_rs.connector.{name}" for name in ("vllm_api", "metrics", "namespace", "sides", "vllm_v1")
+    ]
     with patch.dict(sys.modules, modules):
         for name in ours:
             sys.modules.pop(name, None)
+            vars(package).pop(name.rpartition(".")[2], None)  # another test may have imported it with vLLM
         module = importlib.import_module("lmcache_rs.connector.vllm_v1")
         # Whatever else of ours came with it is the same with and without vLLM, and must not be loaded twice.
         rest = {n: m for n, m in sys.modules.items() if n.startswith("lmcache_rs") and n not in ours}

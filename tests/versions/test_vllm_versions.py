@@ -97,3 +97,25 @@ def test_several_cache_groups(
     assert (run.cached(1), run.cached(3)) == (([2999], [599] * 6) if served else ([0], [0] * 6))
     assert long not in wrong
     assert ("are supported from vLLM 0.30 on" in run.log) != served
+
+
+HOLDERS_GO_FIRST_SINCE = "0.32.0"
+"""Older ones keep a request that was told to ask again before requests that hold blocks."""
+
+
+@pytest.mark.parametrize("version", [v for v in VERSIONS if NAMED or v < HOLDERS_GO_FIRST_SINCE][-1:])
+def test_who_asks_again_lets_others_go_first(version: str, run_scenario: Callable[..., Run]) -> None:
+    """The first of two gets no blocks until the second has run, which is behind it."""
+    large, small = [[9, 900]], [[2, 600]]
+    steps: Steps = [generate(small), ("ask_again", {"tokens": 900, "count": 1}), generate(large, small)]
+    run = run_scenario(
+        [*steps, generate(large), ("stats", {})],
+        connector=connector(sync_load_max_size=0),
+        llm={"kv_cache_memory_bytes": 40 * 32 * 4096, "max_model_len": 1024},
+        env=environment(version),
+    )
+    (small_alone,), (large_first, small_beside), (large_again,) = run.tokens()
+    assert (small_alone, large_first) == (small_beside, large_again)
+    assert run.cached(2)[0] == 0
+    assert run.cached(2)[1] >= 599
+    assert (run.results[-1].get("waits_for_holders", 0) > 0) == (version < HOLDERS_GO_FIRST_SINCE)

@@ -31,6 +31,7 @@ def test_each_field_of_the_identity_changes_every_key(tokens: int, run_script: R
 
 
 SHORT, LONG = [[1, 20]], [[2, 200]]
+SHORT_BESIDE_IMAGE = [[1, 10]]
 
 
 def test_identities_in_the_real_engine(
@@ -63,3 +64,24 @@ def test_identities_in_the_real_engine(
     embedded = [run.cached(2 * count + i) for i in range(8)]
     assert embedded == [[0]] * 4 + [[19], [199]] * 2
     assert tokens[2 * count : 2 * count + 4] == tokens[2 * count + 4 :]
+
+
+def test_images_in_the_real_engine(
+    run_scenario: Callable[..., Run], other_model: Callable[[str], Path]
+) -> None:
+    """An image is 16 tokens, the same ones for all images: only vLLM's extra keys tell what was seen.
+
+    With the short text all is one tail.
+    """
+    first, second = (
+        [("see", {"image": image, "prompt": text}) for text in (SHORT_BESIDE_IMAGE, LONG)] for image in (1, 2)
+    )
+    model, llm = other_model("images"), {"skip_tokenizer_init": False, "max_model_len": 2048}
+    expected = run_scenario([*first, *second], model=model, llm=llm).tokens()
+    assert len({str(tokens) for tokens in expected}) == 4, "the images change the tokens"
+    steps: Steps = [*first, *second, *first, *second, ("swap_prompts", {}), *first]
+    run = run_scenario(steps, connector=connector(), model=model, llm=llm)
+    *right, swapped_short, swapped_long = run.tokens()
+    assert right == expected * 2
+    assert [run.cached(i) for i in range(8)] == [[0]] * 4 + [[16 + 10], [16 + 200]] * 2
+    assert [swapped_short, swapped_long] == expected[2:], "the control: the other image's KV gives its tokens"

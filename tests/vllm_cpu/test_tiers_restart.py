@@ -60,6 +60,7 @@ def test_disk(
     assert "written_chunks:disk" not in once, "seen once only"
     assert twice["written_chunks:disk"] == 2 * CHUNKS
     assert at_end["written_chunks:disk"] == 3 * CHUNKS
+    shutil.copytree(folder, tmp_path / "copy")
 
     steps = [generate(A), generate(C), ("rotate_files", {"folder": str(folder)}), generate(B), ("stats", {})]
     second = run_scenario(steps, connector=disk(folder), model=model)
@@ -74,7 +75,9 @@ def test_disk(
     assert len(re.findall(r"Fetched 3 of 3 chunks from disk for request \d: ", second.log)) == 2
 
     with_another_value(model)
-    third = run_scenario([generate(A), generate(C), ("stats", {})], connector=disk(folder), model=model)
+    third = run_scenario(
+        [generate(A), generate(C), ("stats", {})], connector=disk(tmp_path / "copy"), model=model
+    )
     assert [third.cached(i) for i in range(2)] == [[0], [0]]
     assert third.tokens() != [right_a, right_c]
     assert third.results[-1]["tier_lookups"] == 2 * CHUNKS

@@ -1,6 +1,7 @@
 """What keeps a request's KV apart beside its tokens: named in its key space, or the request is declined."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,27 @@ ADAPTERS_MAX = 65_536
 """Adapters that one engine remembers; requests with others are not cached."""
 
 
+_DIGEST = re.compile(r"(.*:)?[0-9a-f]{32,}", re.DOTALL)
+
+
 class UnnameableError(ValueError):
     """The request's identity cannot be named; `reason` is the metric's label."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def is_private(request: Any) -> bool:
+    """Whether the request's identity may mean something else in another process, or after a restart.
+
+    That of an adapter is its path and its files' times, and media may have names of their user instead of vLLM's hash
+    of their content.
+    """
+    if getattr(request, "lora_request", None) is not None:
+        return True
+    media = getattr(request, "mm_features", None) or ()
+    return not all(_DIGEST.fullmatch(str(item.identifier)) for item in media)
 
 
 class Adapters:

@@ -238,7 +238,8 @@ class Ledger:
             job.reservation.abort()
             self._counters.add("dropped_stores:" + ("void" if job.void else "failed"))
             return
-        job.reservation.commit()
+        # What may not leave RAM is not offered to slower tiers.
+        job.reservation.commit(saved=job.record.private)
         self._counters.add("stored_tokens", job.tokens)
         self._count("store", job.record.user_id, job.result)
         self.on_stored(job)

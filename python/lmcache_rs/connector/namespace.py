@@ -186,6 +186,12 @@ def _check(vllm_config: Any) -> None:
         )
     if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
         raise _UnnamedError("kv_scales", "KV is scaled by what this engine saw first (calculate_kv_scales)")
+    media = getattr(vllm_config.model_config, "multimodal_config", None)
+    hashed = getattr(media, "mm_processor_cache_gb", 1) or vllm_config.cache_config.enable_prefix_caching
+    if media is not None and not hashed:
+        raise _UnnamedError(
+            "media_hash", "vLLM counts images and sounds instead of hashing them: set --mm-processor-cache-gb"
+        )
     if getattr(vllm_config, "weight_transfer_config", None) is not None:
         raise _UnnamedError("weight_transfer", "the model's weights are replaced while it runs")
     if getattr(vllm_config.model_config, "enable_sleep_mode", False):

@@ -35,6 +35,8 @@ class Record:
     space: KeySpace
     may_load: bool
     may_store: bool
+    private: bool = False
+    """Its KV stays in RAM: its identity is one of this process only."""
     plan: Plan | None = None
     table: list[int] = field(default_factory=list)
     """Block ids by position, of each cache group, as of the last step in which the request was scheduled."""

@@ -10,7 +10,7 @@ from lmcache_rs.connector.admission import Admission
 from lmcache_rs.connector.barrier import Barrier, is_survivable
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
-from lmcache_rs.connector.identity import Adapters, UnnameableError, identity
+from lmcache_rs.connector.identity import Adapters, UnnameableError, identity, is_private
 from lmcache_rs.connector.late import LateAcks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, TailHash
@@ -85,8 +85,7 @@ class SchedulerSide:
             ids,
         )
         self._ledger.on_stored = self._tiering.stored
-        self._space = KeySpace(hash_algorithm)
-        self._adapters = Adapters()
+        self._space, self._adapters = KeySpace(hash_algorithm), Adapters()
         self._records: dict[str, Record] = {}
         self._late_acks = LateAcks(self.acknowledge)
         self._step = 0
@@ -120,6 +119,7 @@ class SchedulerSide:
             request=request,
             space=space,
             may_load=self._roles.may_load and nameable,
+            private=is_private(request),
             may_store=self._roles.may_store and nameable and wanted and not self._config.force_skip_save,
         )
         self._records[record.id] = record
@@ -220,7 +220,7 @@ class SchedulerSide:
         """Forget the request, and what was kept or offered for it. Loads and stores in flight end by themselves."""
         self._storing.drop(request_id)
         self._admission.withdraw(request_id)
-        self._turns.forget(request_id)
+        self._turns.withdraw(request_id)
         record = self._records.pop(request_id, None)
         if record is not None:
             self._lookup.forget(record)

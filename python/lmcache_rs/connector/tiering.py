@@ -95,7 +95,7 @@ class Tiering:
 
     def arrived(self, record: Record) -> None:
         """Look the request up in RAM; write what is seen again, search for what is lacking."""
-        if not self._tiers:
+        if not self._tiers or record.private:
             if record.may_load:
                 self._index.match(record.space, record.request.block_hashes)
             return
@@ -111,7 +111,7 @@ class Tiering:
 
     def stored(self, job: StoreJob) -> None:
         """The rows of a store can be found from now on."""
-        if not self._rules.write_through or self._resets.due:
+        if not self._rules.write_through or self._resets.due or job.record.private:
             return
         reservation, hashes = job.reservation, job.record.request.block_hashes
         whole = self._lookup.chain(job.record)

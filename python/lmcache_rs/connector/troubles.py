@@ -39,7 +39,7 @@ class Troubles:
             return
         self._told[tier, refusal] = now
         logger.warning(
-            "KV on %s is not used: %s. It is computed instead, and counted in tier_refusals; not told again for %d s",
+            "KV on %s is not used: %s. Requests go on and compute it (counted in tier_refusals; told once in %d s)",
             tier,
             REASONS[refusal],
             QUIET_S,

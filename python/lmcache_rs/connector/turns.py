@@ -43,7 +43,7 @@ class Turns:
 
     def admit(self, request_id: str, asynchronous: bool) -> None:
         """Blocks were allocated; `asynchronous`: for a load beside other requests' steps."""
-        self.forget(request_id)
+        self.withdraw(request_id)
         if asynchronous:
             self._holders.add(request_id)
 
@@ -52,7 +52,7 @@ class Turns:
         if self._holders:
             self._holders.difference_update(request_ids)
 
-    def forget(self, request_id: str) -> None:
+    def withdraw(self, request_id: str) -> None:
         """The request is gone; what it still holds comes back by itself."""
         self._holders.discard(request_id)
         self._early.discard(request_id)
