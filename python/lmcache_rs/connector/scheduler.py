@@ -88,8 +88,7 @@ class SchedulerSide:
         self._space, self._adapters = KeySpace(hash_algorithm), Adapters()
         self._records: dict[str, Record] = {}
         self._late_acks = LateAcks(self.acknowledge)
-        self._step = 0
-        self._closed = False
+        self._step, self._closed = 0, False
         self.worker_nearby: Nearby | None = None
 
     def bind_block_pool(self, pool: Any) -> None:
