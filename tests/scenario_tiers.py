@@ -54,7 +54,9 @@ class Tiers:
 
     def start(self, command: list[str]) -> None:
         """Start a server, which ends with this process's session."""
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        # With this process's output it would keep its reader waiting.
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        subprocess.Popen(command, **streams)
 
     def served_again(self, prompt: Any) -> dict[str, Any]:
         """Generate again and again, RAM empty each time, until something is found; the last answer."""
