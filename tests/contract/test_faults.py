@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hooked_engine import Faults, Faulty, HookedEngine, faulty
+from faulty import Faults, Faulty, faulty
+from hooked_engine import HookedEngine
 from late_tier import LateTiers, Medium
 from toy_engine import Request
 
