@@ -9,8 +9,11 @@ STEP_TOKENS_MIN = 256
 STEPS_LOOKED_AT = 16
 """Of the last so many steps the fastest counts: the others may have waited for something."""
 
-SHARE_OF_NEWS = 0.25
-"""Weight of the latest load in a tier's speed."""
+LOADS_LOOKED_AT = 8
+"""Likewise of a tier's last loads."""
+
+LOADS_MIN = 3
+"""With fewer loads a tier's speed is not known: the first ones open files and connections."""
 
 OLD_S = 60.0
 """A speed measured longer ago is measured anew, whatever it was."""
@@ -22,7 +25,8 @@ class Rates:
     def __init__(self) -> None:
         self._steps: deque[float] = deque(maxlen=STEPS_LOOKED_AT)
         self._step: tuple[float, int] | None = None
-        self._tiers: dict[str, tuple[float, float]] = {}
+        self._loads: dict[str, deque[float]] = {}
+        self._loaded_at: dict[str, float] = {}
 
     def step(self, tokens: int) -> None:
         """A step with so many tokens begins; the one before has ended."""
@@ -33,16 +37,13 @@ class Rates:
 
     def fetched(self, tier: str, size: int, seconds: float) -> None:
         """So many bytes came from `tier` in so many seconds."""
-        if size <= 0 or seconds <= 0:
-            return
-        rate, now = size / seconds, time.monotonic()
-        old = self._tiers.get(tier)
-        mixed = rate if old is None else SHARE_OF_NEWS * rate + (1 - SHARE_OF_NEWS) * old[0]
-        self._tiers[tier] = (mixed, now)
+        if size > 0 and seconds > 0:
+            self._loads.setdefault(tier, deque(maxlen=LOADS_LOOKED_AT)).append(size / seconds)
+            self._loaded_at[tier] = time.monotonic()
 
     def is_quicker_to_compute(self, tier: str, size: int, tokens: int) -> bool:
         """Whether `tokens` tokens are computed sooner than their `size` bytes come from `tier`; unknown: no."""
-        known = self._tiers.get(tier)
-        if known is None or not self._steps or time.monotonic() - known[1] > OLD_S:
+        loads = self._loads.get(tier, ())
+        if len(loads) < LOADS_MIN or not self._steps or time.monotonic() - self._loaded_at[tier] > OLD_S:
             return False
-        return size / known[0] > tokens / max(self._steps)
+        return size / max(loads) > tokens / max(self._steps)
