@@ -58,13 +58,16 @@ class Tiers:
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         subprocess.Popen(command, **streams)
 
-    def served_again(self, prompt: Any) -> dict[str, Any]:
-        """Generate again and again, RAM empty each time, until something is found; the last answer."""
+    def served_again(self, prompt: Any, tokens: int) -> dict[str, Any]:
+        """Generate again and again, RAM empty each time, until so many tokens are found; the last answer.
+
+        The first times write what was refused meanwhile, perhaps in parts.
+        """
         deadline = time.monotonic() + WAIT_S
         while True:
             self.clear_ram()
             answer = self.generate([prompt])
             self.written()
-            if answer["cached"][0] or time.monotonic() > deadline:
+            if answer["cached"][0] == tokens or time.monotonic() > deadline:
                 return answer
             time.sleep(0.2)
