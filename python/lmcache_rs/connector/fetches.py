@@ -1,7 +1,6 @@
 """What a request needs and a slower tier has is fetched into pool rows, chunk by chunk, before vLLM is told of it."""
 
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +110,7 @@ class Fetches:
         self._rates = rates
         self._counters = counters
         self._ids = ids
-        self._scratch_space = KeySpace(f"scratch {uuid.uuid4()}")
+        self._scratch_space = KeySpace("scratch")
         self._scratch_names = 0
         self._waiting: deque[Fetch] = deque()
         self._begun: list[Fetch] = []

@@ -39,6 +39,10 @@ class Geometry:
         """The cache groups, each of which has a row in a slot."""
         return Groups(self.block_size, self.windows)
 
+    def chunk_blocks(self, chunk_size: int) -> int:
+        """Blocks in a chunk of `chunk_size` tokens: the unit of disk and Redis."""
+        return max(1, chunk_size // self.block_size)
+
     @property
     def slots(self) -> int:
         """Blocks of tokens that the host pool has room for."""

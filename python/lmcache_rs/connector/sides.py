@@ -29,12 +29,7 @@ logger = init_logger(__name__)
 class Sides:
     """One side of the connector, or none when the model is declined; owns its counters and its barrier."""
 
-    def __init__(
-        self,
-        config: Config,
-        geometry: Geometry | Declined,
-        is_scheduler: bool,
-    ) -> None:
+    def __init__(self, config: Config, geometry: Geometry | Declined, is_scheduler: bool) -> None:
         self.counters = Counters()
         # A worker's failures reach the scheduler side as failed loads and stores, and count there.
         self.barrier = Barrier(self.counters.add, Breaker(self.counters.add) if is_scheduler else None)
@@ -155,7 +150,7 @@ def _open_tiers(
     if config.disk is None and config.redis is None:
         return {}, b""
     try:
-        chunk = max(1, config.chunk_size // geometry.block_size) * geometry.block_size
+        chunk = geometry.chunk_blocks(config.chunk_size) * geometry.block_size
         properties = namespace_properties(vllm_config, kv_cache_config, geometry, chunk)
         if isinstance(properties, Unnamed):
             logger.warning("Nothing is kept on disk or in Redis: %s", properties.message)
@@ -222,7 +217,7 @@ def _announce(config: Config, geometry: Geometry | Declined) -> None:
         return
     logger.info(
         "Chunks of %d tokens, blocks of %d tokens and %.2f MiB a rank; configuration: %s",
-        max(1, config.chunk_size // geometry.block_size) * geometry.block_size,
+        geometry.chunk_blocks(config.chunk_size) * geometry.block_size,
         geometry.block_size,
         geometry.slot_bytes / 2**20,
         config.describe(),

@@ -76,7 +76,7 @@ class Tiering:
     ) -> None:
         self._index = index
         self._geometry = geometry
-        self._chunks = chunks = Chunks(max(1, rules.chunk_size // geometry.block_size))
+        self._chunks = chunks = Chunks(geometry.chunk_blocks(rules.chunk_size))
         self._lookup = lookup
         self._tiers = tiers
         self._namespace = namespace
@@ -188,6 +188,8 @@ class Tiering:
 
     def plan_step(self, scheduled_tokens: Mapping[str, int], orders: StepOrders, resting: bool) -> None:
         """A step begins: add what the workers are to move. Nothing is written while `resting`."""
+        if not self._tiers:
+            return
         self._rates.step(sum(scheduled_tokens.values()))
         self.poll()
         orders.namespace = self._namespace

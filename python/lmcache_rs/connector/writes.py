@@ -129,11 +129,11 @@ class Writes:
         slots = np.frombuffer(departure.rows, dtype=np.uint32)
         counts = np.frombuffer(departure.counts, dtype=np.uint32) * np.uint32(len(self._groups))
         positions = np.frombuffer(departure.positions, dtype=np.uint32)
+        rows = self._groups.rows(slots)
         write = Write(departure, len(slots))
         self._slots += write.slots
         for tier in self._tiers:
             ids = [next(self._ids) for _ in range(len(departure))]
             write.jobs.update(ids)
             self._jobs |= {job: (write, tier, JobResult(0, 0, 0, 0.0)) for job in ids}
-            rows = self._groups.rows(slots)
             self._orders.append(TierOrder(ids[0], tier, departure.keys, positions, counts, rows))

@@ -60,9 +60,11 @@ impl Departure {
             if self.released.swap(true, Ordering::Relaxed) {
                 return;
             }
-            for &row in self.taken.rows.iter().filter(|_| !saved) {
-                // The leased row or ancestors of it: nobody else's until now.
-                table.entry_mut(row).saved = false;
+            if !saved {
+                // The leased row and ancestors of it: nobody else's until now.
+                for &row in &self.taken.rows {
+                    table.entry_mut(row).saved = false;
+                }
             }
             let last = self.taken.last;
             if table.end_lease(last) && table.entry(last).is_idle_leaf() {
