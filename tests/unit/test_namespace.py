@@ -17,7 +17,7 @@ pytest.importorskip("vllm")
 import torch
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from weight_files import flip, write_weights
+from weight_files import copied_elsewhere, flip, write_weights
 
 from lmcache_rs.connector import namespace, vllm_api
 from lmcache_rs.connector.geometry import Geometry
@@ -298,12 +298,7 @@ def test_adapters_count_only_where_they_are_changed(base: Any) -> None:
 
 @pytest.fixture
 def other(model: Path, tmp_path: Path) -> Path:
-    """A copy at another place, of another time."""
-    folder = tmp_path / "elsewhere" / "named-otherwise"
-    shutil.copytree(model, folder, copy_function=shutil.copyfile)
-    for path in folder.iterdir():
-        os.utime(path, (1, 1))
-    return folder
+    return copied_elsewhere(model, tmp_path)
 
 
 def test_a_copy_elsewhere_is_the_same(base: Any, other: Path) -> None:

@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from weight_files import TENSORS, flip, write_weights
+from weight_files import TENSORS, copied_elsewhere, flip, write_weights
 
 from lmcache_rs.connector import weights
 
@@ -24,12 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def other(model: Path, tmp_path: Path) -> Path:
-    """A copy at another place, of another time."""
-    folder = tmp_path / "elsewhere" / "named-otherwise"
-    shutil.copytree(model, folder, copy_function=shutil.copyfile)
-    for path in folder.iterdir():
-        os.utime(path, (1, 1))
-    return folder
+    return copied_elsewhere(model, tmp_path)
 
 
 def test_a_copy_elsewhere_is_the_same(model: Path, other: Path) -> None:

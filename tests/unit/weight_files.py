@@ -1,6 +1,8 @@
 """Files of weights for tests."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 TENSORS = {"a": 10, "layers.0.w": 9000, "layers.1.w": 20_000, "z": 0}
@@ -19,3 +21,12 @@ def flip(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
     path.write_bytes(content)
+
+
+def copied_elsewhere(model: Path, parent: Path) -> Path:
+    """A copy of a model's folder at another place, of another time."""
+    folder = parent / "elsewhere" / "named-otherwise"
+    shutil.copytree(model, folder, copy_function=shutil.copyfile)
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    return folder
