@@ -249,6 +249,7 @@ def test_kv_of_a_private_identity_stays_in_ram(
     assert_idle(one)
     assert one.scheduler.index.stats()["evictions"] > 0
     assert not files(tmp_path)
+    assert "tier_lookups" not in one.counters.totals(), "nor is it looked for elsewhere"
 
 
 def test_media_that_vllm_has_hashed_are_written(tmp_path: Path) -> None:
@@ -261,6 +262,16 @@ def test_media_that_vllm_has_hashed_are_written(tmp_path: Path) -> None:
 def test_requests_that_may_not_store_are_not_written(tmp_path: Path) -> None:
     one = engine(tmp_path, priority_limit=1)
     one.run(Request("a", PROMPT, priority=5))
+    assert_idle(one)
+    assert not files(tmp_path)
+
+
+def test_a_request_that_may_not_store_writes_nothing_that_it_sees_again(tmp_path: Path) -> None:
+    one = engine(tmp_path, write_policy="reuse", priority_limit=1)
+    one.run(Request("a", PROMPT))
+    again = Request("b", PROMPT, priority=5)
+    one.run(again)
+    assert again.cached_tokens == 49
     assert_idle(one)
     assert not files(tmp_path)
 
