@@ -9,12 +9,13 @@ import sys
 import time
 from typing import Any
 
+from scenario_bytes import Bytes
 from scenario_damage import Damage, handle, hold_completions, worker_side
 from scenario_inputs import Inputs, tokens_of, told
 from scenario_tiers import Tiers
 
 
-class Scenario(Damage, Inputs, Tiers):
+class Scenario(Bytes, Damage, Inputs, Tiers):
     def __init__(self, model: str, llm: dict[str, Any], connector: dict[str, Any] | None) -> None:
         from vllm import LLM
         from vllm.config import KVTransferConfig

@@ -35,6 +35,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "first token of those hits, p50 ms": lambda r: r["streams"]["ttft_p50_ms"],
     "first token beside a cold prefill, p50 ms": lambda r: r["beside_prefill"]["ttft_p50_ms"],
     "engine start, s": lambda r: r["start_s"],
+    "RAM of the whole engine, GiB": lambda r: r["ram_gib"],
 }
 
 

@@ -49,6 +49,15 @@ CONNECTORS: dict[str, dict[str, Any] | None] = {
 }
 
 
+def ram_taken() -> float:
+    """GiB of this machine that are not available."""
+    kib = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        kib[name] = int(rest.split()[0])
+    return (kib["MemTotal"] - kib["MemAvailable"]) / 2**20
+
+
 def prompt(seed: int, tokens: int = TOKENS) -> Any:
     """A prompt that shares no block with one of another seed."""
     return {"prompt_token_ids": [seed] + [1000 + (j * 7 + seed * 13) % 5000 for j in range(tokens)]}
@@ -177,8 +186,10 @@ def main() -> None:
     )
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    before = ram_taken()
     engine = Engine(options.mode, options.cpu_gb, options.gpu_gb)
     result: dict[str, Any] = {"mode": options.mode, "start_s": engine.start_s, **engine.benefit()}
+    result["ram_gib"] = ram_taken() - before
     result["hit_ms"] = engine.single_hits()
     result["short"] = engine.short_hits()
     result["streams"] = engine.beside_streams()

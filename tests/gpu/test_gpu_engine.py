@@ -1,12 +1,25 @@
 """The real engine on the GPU: the same tokens with the cache as without, over graphs, runners and kinds of load."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vllm_scenarios import HITS, LIFE, LONG, Run, Steps, connector, generate
+from vllm_scenarios import (
+    HITS,
+    LIFE,
+    LONG,
+    SHORT,
+    WHOLE_LIFE,
+    Run,
+    Steps,
+    check_whole_life,
+    connector,
+    generate,
+    with_control,
+)
 
 # By this name even where a real LMCache is installed.
 NAME = "LMCacheRsConnector"
@@ -59,6 +72,75 @@ def test_a_life_of_requests(
         assert {step: run.cached(step) for step in HITS} == HITS
 
 
+@pytest.mark.parametrize("extra", [{}, {"sync_load_max_size": 0}])
+@pytest.mark.parametrize("llm", [GRAPHS, {}])
+def test_a_life_with_aborts_and_failed_loads(
+    llm: dict[str, Any],
+    extra: dict[str, Any],
+    run_scenario: Callable[..., Run],
+    baseline: Callable[..., Run],
+) -> None:
+    """With overlapping steps, so that a failed load that holds the step must be made up for before its forward."""
+    options: dict[str, Any] = {"llm": BASE | llm, "env": ENV}
+    run = run_scenario(with_control(WHOLE_LIFE), connector=connector(name=NAME, **extra), **options)
+    check_whole_life(run, baseline(WHOLE_LIFE, **options), WHOLE_LIFE)
+
+
+def test_a_model_with_several_cache_groups(
+    run_scenario: Callable[..., Run], baseline: Callable[..., Run], other_model: Callable[[str], Path]
+) -> None:
+    """Sliding windows: served since vLLM 0.30, declined before."""
+    options: dict[str, Any] = {"llm": BASE | GRAPHS, "env": ENV, "model": other_model("hybrid")}
+    served = tuple(map(int, version("vllm").split(".")[:2])) >= (0, 30)
+    after: Steps = [("settle", {}), ("stats", {})] if served else []
+    run = run_scenario([*LIFE, *after], connector=connector(name=NAME), **options)
+    assert run.tokens() == baseline(LIFE, **options).tokens()
+    if served:
+        assert run.results[-1]["loads"] > 0
+        assert not [name for name in run.results[-1] if name.startswith("errors")], run.results[-1]
+    else:
+        assert "are supported from vLLM 0.30 on" in run.log
+
+
+def test_sleeping_ends_copies_in_flight(run_scenario: Callable[..., Run]) -> None:
+    """VLLM takes the memory of its KV away while the prompt is still being stored."""
+    steps: Steps = [
+        generate(LONG),
+        ("sleep", {}),
+        ("wake", {}),
+        generate(LONG),
+        ("settle", {}),
+        generate(LONG),
+        ("stats", {}),
+    ]
+    llm = BASE | GRAPHS | {"enable_sleep_mode": True}
+    run = run_scenario(steps, connector=connector(name=NAME), llm=llm, env=ENV)
+    first, second, third = run.tokens()
+    assert first == second == third
+    assert [run.cached(i) for i in (0, 3, 5)] == [[0], [0], [2999]]
+    assert not [name for name in run.results[-1] if name.startswith("errors")], run.results[-1]
+
+
+def test_disk_after_a_restart(
+    run_scenario: Callable[..., Run], baseline: Callable[..., Run], tmp_path: Path
+) -> None:
+    """From the GPU to disk, and back into another engine; the control is what was damaged before it was written."""
+    prompts: Steps = [generate(LONG), generate(SHORT)]
+    options: dict[str, Any] = {"llm": BASE | GRAPHS, "env": ENV}
+    disk = {"local_disk": str(tmp_path), "max_local_disk_size": "200MiB"}
+    steps: Steps = [generate(LONG), generate(LONG), ("written", {}), generate(SHORT)]
+    steps += [("settle", {}), ("swap_layers", {}), generate(SHORT), ("written", {})]
+    first = run_scenario(steps, connector=connector(name=NAME, **disk), **options)
+    second = run_scenario([*prompts, ("stats", {})], connector=connector(name=NAME, **disk), **options)
+    right_long, right_short = baseline(prompts, **options).tokens()
+    assert first.tokens()[:3] == [right_long, right_long, right_short]
+    long, short = second.tokens()
+    assert [second.cached(i) for i in (0, 1)] == [[2999], [299]]
+    assert long == right_long
+    assert short == first.tokens()[3] != right_short, "the control"
+    assert second.results[-1]["fetched_chunks:disk"] == 12 + 2
+
+
 @pytest.mark.parametrize("damage", ["swap_layers", "swap_prompts"])
 def test_wrong_kv_changes_the_tokens(damage: str, run_scenario: Callable[..., Run]) -> None:
     other = [[4, 3000]]
@@ -89,24 +171,28 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_first_tokens_of_200_prompts(
     kind: str, run_scenario: Callable[..., Run], other_model: Callable[[str], Path]
 ) -> None:
-    """Where one token leads clearly: a full hit computes its one token with other numerics than a prefill does."""
+    """The KV byte by byte, and the tokens where one leads clearly: a hit computes its one token with other numerics."""
     model = other_model("mla") if kind == "mla" else None
     many = [[[100 + i, 150 + i]] for i in range(200)]
     llm = BASE | {"dtype": "bfloat16"} | GRAPHS | KINDS[kind]
-    steps: Steps = [("first_tokens", {"prompts": many}), ("settle", {}), ("first_tokens", {"prompts": many})]
+    ask: Steps = [("first_tokens", {"prompts": many})]
+    steps: Steps = [("watch_bytes", {}), *ask, ("settle", {}), *ask, ("byte_differences", {})]
     env = ENV | {"LMCACHE_MAX_LOCAL_CPU_SIZE": "512MiB"}
     run = run_scenario(
-        [*steps, ("swap_prompts", {}), ("first_tokens", {"prompts": many})],
+        [*steps, ("swap_prompts", {}), *ask, ("byte_differences", {})],
         connector=connector(name=NAME),
         llm=llm,
         env=env,
         model=model,
     )
-    cold, _, warm, _, wrong = run.results
+    _, cold, _, warm, same_bytes, _, wrong, wrong_bytes = run.results
     clear = [i for i, lead in enumerate(cold["leads"]) if lead > 0.1]
     assert len(clear) > 100
     same = sum(cold["first"][i] == warm["first"][i] for i in clear)
     # A prefill reads its own keys and values before they are rounded to 8 bits, a hit reads them after.
     assert same >= len(clear) * (0.95 if kind == "fp8" else 1)
+    assert same_bytes["compared"] > 800
+    assert same_bytes["different"] == 0
+    assert wrong_bytes["different"] > 800
     assert sum(warm["cached"]) == sum(wrong["cached"]) == sum(150 + i - 1 for i in range(200))
     assert sum(cold["first"][i] != wrong["first"][i] for i in clear) > len(clear) // 2, "the control"

@@ -65,6 +65,20 @@ def test_first_tokens_in_bfloat16(run_scenario: Callable[..., Run], baseline: Ca
     assert sum(run.cached(1)) == sum(200 + 7 * i - 1 for i in range(20))
 
 
+@pytest.mark.parametrize("extra", [{}, {"sync_load_max_size": 0}])
+def test_loads_bring_the_bytes_that_were_stored(
+    extra: dict[str, Any], run_scenario: Callable[..., Run]
+) -> None:
+    control: Steps = [("swap_prompts", {}), generate(LONG), ("byte_differences", {})]
+    run = run_scenario(
+        [("watch_bytes", {}), *LIFE, ("byte_differences", {}), *control], connector=connector(**extra)
+    )
+    right, wrong = run.results[-4], run.results[-1]
+    assert right["compared"] > 800
+    assert right["different"] == 0
+    assert wrong["different"] > 80
+
+
 @pytest.mark.parametrize("damage", ["swap_layers", "swap_prompts"])
 def test_wrong_kv_changes_the_tokens(damage: str, run_scenario: Callable[..., Run]) -> None:
     """The negative control: if this passes with equal tokens, no other test here proves anything."""
