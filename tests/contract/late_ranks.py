@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -96,7 +97,8 @@ class Ranks:
         self._kv = [np.zeros((shape.blocks, BLOCK), np.uint64) for _ in range(shape.ranks)]
         for rank, kv in enumerate(self._kv):
             rows = shape.rows - (source.randrange(shape.rows) if source.random() < 0.05 else 0)
-            mover = LateMover(source, kv, rows, shape.fail_share, is_held, self.tiers.claims.touch)
+            touch = partial(self.tiers.claims.touch, rank)
+            mover = LateMover(source, kv, rows, shape.fail_share, is_held, touch)
             worker = WorkerSide(Barrier(count), Soon(1))
             if source.random() < 0.99:
                 pool: Any = mover.memory

@@ -51,28 +51,29 @@ class World:
 
 
 class Claims:
-    """Rows that are being fetched: nobody else's, on any rank, before all ranks have answered."""
+    """Rows that are being fetched: nobody else's before all ranks have answered, but a rank may load what it has."""
 
     def __init__(self) -> None:
-        self.ranks = 0
+        self.ranks: set[int] = set()
         self.violations: list[str] = []
-        self._left: dict[int, int] = {}
+        self._missing: dict[int, set[int]] = {}
         self._jobs: dict[int, int] = {}
 
-    def touch(self, job: int, rows: Any, what: str) -> None:
+    def touch(self, rank: int, job: int, rows: Any, what: str) -> None:
         """Somebody uses these rows."""
         for row in rows.tolist():
-            if self._jobs.get(row, job) != job:
-                self.violations.append(f"{what} {job} uses row {row}, which job {self._jobs[row]} fetches")
+            owner = self._jobs.get(row, job)
+            if owner != job and (what != "load" or rank in self._missing[owner]):
+                self.violations.append(f"{what} {job} uses row {row}, which job {owner} fetches")
 
-    def claim(self, job: int, rows: Any) -> None:
-        self.touch(job, rows, "fetch")
-        self._left.setdefault(job, self.ranks)
+    def claim(self, rank: int, job: int, rows: Any) -> None:
+        self.touch(rank, job, rows, "fetch")
+        self._missing.setdefault(job, set(self.ranks))
         self._jobs |= dict.fromkeys(rows.tolist(), job)
 
-    def answered(self, job: int) -> None:
-        self._left[job] -= 1
-        if not self._left[job]:
+    def answered(self, rank: int, job: int) -> None:
+        self._missing[job].remove(rank)
+        if not self._missing[job]:
             self._jobs = {row: owner for row, owner in self._jobs.items() if owner != job}
 
 
@@ -115,12 +116,12 @@ class LateQueue:
         memory = memory_of(pool)
         tasks = self._chunks("load", job, memory, keys, counts, rows)
         for task in tasks:
-            self._claims.claim(task.job + task.index, task.rows)
+            self._claims.claim(self._rank, task.job + task.index, task.rows)
         try:
             self._accept(rows, memory)
         except (RuntimeError, ValueError):
             for task in tasks:
-                self._claims.answered(task.job + task.index)
+                self._claims.answered(self._rank, task.job + task.index)
             raise
         for task in tasks:
             memory[task.rows] = FETCHING
@@ -131,7 +132,7 @@ class LateQueue:
         memory = memory_of(pool)
         self._accept(rows, memory)
         for task in self._chunks("store", job, memory, keys, counts, rows):
-            self._claims.touch(task.job + task.index, task.rows, "write")
+            self._claims.touch(self._rank, task.job + task.index, task.rows, "write")
             task.content = memory[task.rows]
             self._tasks.append(task)
 
@@ -200,7 +201,7 @@ class LateQueue:
                 f"rows of {task.kind} {task.job + task.index} were written by somebody else"
             )
         if task.kind == "load":
-            self._claims.answered(task.job + task.index)
+            self._claims.answered(self._rank, task.job + task.index)
             if not task.refused:
                 task.memory[task.rows] = task.value
         elif not task.refused:
@@ -249,7 +250,7 @@ class LateTiers:
 
     def opener(self, rank: int) -> Callable[[bytes], dict[str, Any]]:
         """Opens the tiers of a rank whose fetches count."""
-        self.claims.ranks += 1
+        self.claims.ranks.add(rank)
         return lambda namespace: self.open(rank)
 
     def hurry(self) -> None:

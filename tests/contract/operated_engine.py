@@ -94,7 +94,14 @@ class OperatedEngine(Queues):
         tiering = self.scheduler._tiering
         fetches, writes = tiering._fetches, tiering._writes
         left = [tiering._wanted, tiering._searches, fetches._waiting, fetches._begun, fetches._jobs]
-        left += [fetches._rows, writes._slots, writes._jobs, tiering._resets.due]
+        left += [
+            fetches._rows,
+            fetches._lent,
+            fetches._unsettled,
+            writes._slots,
+            writes._jobs,
+            tiering._resets.due,
+        ]
         assert not any(left), left
 
     @property

@@ -61,7 +61,7 @@ class FreshTiers:
     def __call__(self, rank: int, searching: bool) -> Any:
         if searching:
             self._tiers = LateTiers({"near": Medium(random.Random(1), 0.0)}, self._ranks)
-            self._tiers.claims.ranks = self._ranks
+            self._tiers.claims.ranks = set(range(self._ranks))
         opened = self._tiers.open(rank)
         self._tiers.hurry()
         return opened

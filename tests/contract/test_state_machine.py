@@ -20,7 +20,7 @@ from random_engine import RandomEngine
 from toy_engine import BLOCK
 from toy_prompts import Prompt
 
-from lmcache_rs.connector import fetches, ledger, lookup, rates, resets, tiering
+from lmcache_rs.connector import fetches, ledger, lookup, pieces, rates, resets, tiering
 from support import Soak
 
 REQUESTS_MAX = 10
@@ -33,7 +33,7 @@ ENOUGH = 1000
 MEANT_TO_BE_MET = (
     *("loads", "stores", "evictions", "hit_tokens", "preemptions", "roll-backs", "rows looked at"),
     *("fetched_chunks:near", "written_chunks:near", "failed_fetches:near", "failed_writes:near"),
-    *("new weights", "dropped_fetches:pool_full"),
+    *("new weights", "dropped_fetches:pool_full", "loads_as_fetched", "cut_loads"),
     *("fetch_timeouts", "search_timeouts", "values looked at", "new weights, told later", "restarts"),
     *("failed_loads", "dropped_stores:void", "dropped_stores:failed", "pending_timeouts", "failed plans"),
 )
@@ -52,7 +52,7 @@ class Time:
 def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
     """The time, and no log: tens of thousands of failed loads are told of otherwise."""
     time = Time()
-    for module in (fetches, ledger, lookup, rates, tiering):
+    for module in (fetches, ledger, lookup, pieces, rates, tiering):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.now))
     monkeypatch.setattr(resets, "threading", time.background)
     monkeypatch.setattr(resets, "RETRY_EVERY_S", 0.01)

@@ -70,20 +70,25 @@ def fill(disk: Path, prompt: list[int] = PROMPT, chunks: int = 4, **more: Any) -
     return one
 
 
+def found(request: Request) -> int:
+    """Tokens that the request did not compute: a load beside the steps brings its last block whole, and is told so."""
+    return min(request.cached_tokens, len(request.prompt) - 1)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_another_engine_finds_what_was_written(tmp_path: Path, ranks: int) -> None:
     fill(tmp_path, ranks=ranks)
     other = engine(tmp_path, ranks=ranks)
     request = Request("a", PROMPT)
     other.run(request)
-    assert request.cached_tokens == len(PROMPT) - 1
+    assert found(request) == len(PROMPT) - 1
     totals = other.counters.totals()
     assert totals["fetched_chunks:disk"] == 4
     assert other.wrong == 0
     # It is in RAM now, and known to be on disk.
     again = Request("b", PROMPT)
     other.run(again)
-    assert again.cached_tokens == len(PROMPT) - 1
+    assert found(again) == len(PROMPT) - 1
     assert other.wrong == 0
     assert other.counters.totals()["fetched_chunks:disk"] == 4
     assert not other.counters.totals().get("written_chunks:disk")
@@ -121,7 +126,7 @@ def test_what_is_about_to_leave_ram_is_written(tmp_path: Path) -> None:
         until(one, lambda: not one.scheduler._tiering._writes.busy)
     assert written(one) >= 5, "half of what was computed did not fit"
     _, request = ask(tmp_path, list(range(48)))
-    assert request.cached_tokens == 47
+    assert found(request) == 47
 
 
 def test_what_is_damaged_on_disk_is_computed(tmp_path: Path) -> None:
@@ -166,7 +171,7 @@ def test_a_chunk_that_is_half_in_ram_is_fetched_beside_it(tmp_path: Path) -> Non
     other.run(Request("half", [*PROMPT[:24], 999]))
     request = Request("ask", PROMPT)
     other.run(request)
-    assert request.cached_tokens == len(PROMPT) - 1
+    assert found(request) == len(PROMPT) - 1
     assert other.wrong == 0
     assert_idle(other)
 
@@ -176,7 +181,7 @@ def test_two_requests_of_one_prompt_fetch_it_once(tmp_path: Path) -> None:
     other = engine(tmp_path)
     requests = [Request("a", PROMPT), Request("b", PROMPT), Request("c", [*PROMPT, *range(7)])]
     other.run(*requests)
-    assert [request.cached_tokens for request in requests[:2]] == [49, 49]
+    assert [found(request) for request in requests[:2]] == [49, 49]
     assert requests[2].cached_tokens >= 48
     assert other.counters.totals()["fetched_chunks:disk"] == 4
     assert_idle(other)
@@ -205,7 +210,7 @@ def test_a_reset_reaches_the_disk(tmp_path: Path) -> None:
     assert request.cached_tokens == 0
     one.run(Request("again", PROMPT))
     until(one, lambda: written(one) == 8)
-    assert ask(tmp_path)[1].cached_tokens == 49
+    assert found(ask(tmp_path)[1]) == 49
 
 
 def test_what_is_being_written_while_all_is_forgotten_is_not_found(tmp_path: Path) -> None:
@@ -228,7 +233,7 @@ def test_a_tier_may_be_written_to_or_searched_only(tmp_path: Path, more: dict[st
         assert not files(tmp_path)
     fill(tmp_path)
     other, request = ask(tmp_path, **more)
-    assert request.cached_tokens == (0 if "retrieve_locations" in more else 49)
+    assert found(request) == (0 if "retrieve_locations" in more else 49)
     assert_idle(other)
 
 
@@ -245,7 +250,7 @@ def test_kv_of_a_private_identity_stays_in_ram(
         for name, value in media.items():
             setattr(request, name, value)
         one.run(request)
-    assert request.cached_tokens == 49
+    assert found(request) == 49
     assert_idle(one)
     assert one.scheduler.index.stats()["evictions"] > 0
     assert not files(tmp_path)
@@ -271,7 +276,7 @@ def test_a_request_that_may_not_store_writes_nothing_that_it_sees_again(tmp_path
     one.run(Request("a", PROMPT))
     again = Request("b", PROMPT, priority=5)
     one.run(again)
-    assert again.cached_tokens == 49
+    assert found(again) == 49
     assert_idle(one)
     assert not files(tmp_path)
 

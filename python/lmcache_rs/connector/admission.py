@@ -7,7 +7,7 @@ import numpy as np
 from lmcache_rs.connector.groups import NULL_BLOCK, Groups
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup
-from lmcache_rs.connector.orders import BrokenLoad, LoadOrder
+from lmcache_rs.connector.orders import BrokenLoad, LoadOrder, Numbers
 from lmcache_rs.connector.requests import Plan, Record
 
 
@@ -55,8 +55,8 @@ class Admission:
             self._lookup.forget(record)
             raise
         finally:
-            if plan is not None and not ordered and plan.lease is not None:
-                plan.lease.release()
+            if plan is not None and not ordered:
+                plan.release()
 
     def break_promise(self, step: int, request_id: str, block_ids: list[int], tokens: int) -> None:
         """Have a load fail that was promised and could not be ordered. Does nothing when none is open."""
@@ -75,16 +75,21 @@ class Admission:
         return taken
 
     def _order(self, step: int, record: Record, plan: Plan, block_ids: list[int], end_tokens: int) -> None:
-        lease, first = plan.lease, plan.num_computed // self._groups.block_size
+        first = plan.num_computed // self._groups.block_size
         blocks = self._groups.to_load(block_ids, first, end_tokens)
-        slots = np.frombuffer(lease.rows(first) if lease is not None else b"", dtype=np.uint32)
-        rows = self._groups.rows(slots)[: len(blocks)]
-        if lease is None or len(rows) != len(blocks):
+        rows = self._groups.rows(_slots(plan, first))[: len(blocks)]
+        if plan.lease is None or len(rows) != len(blocks):
             raise LookupError(f"{len(blocks)} blocks were promised, {len(rows)} rows are there")
         real = blocks != NULL_BLOCK
         pair = (np.ascontiguousarray(rows[real]), blocks[real])
-        order = self._ledger.open_load(
-            step, record, lease, first, pair, end_tokens, plan.asynchronous, plan.by_layers
-        )
+        order = self._ledger.open_load(step, record, plan, first, pair, end_tokens)
         self._offers.pop(record.id, None)
         self._loads.append(order)
+
+
+def _slots(plan: Plan, first: int) -> Numbers:
+    """The slots from block `first` on: those that are leased, then those that are filled meanwhile."""
+    leased = np.frombuffer(plan.lease.rows(first) if plan.lease is not None else b"", dtype=np.uint32)
+    if plan.coming is None:
+        return leased
+    return np.concatenate([leased[: max(0, plan.coming.first - first)], plan.coming.slots(first)])

@@ -9,7 +9,8 @@ import numpy as np
 
 from lmcache_rs._core import Index, KeySpace, Reservation
 from lmcache_rs.connector.chunks import Chain, Chunks
-from lmcache_rs.connector.groups import Groups
+from lmcache_rs.connector.coming import Batch, Coming, FetchJob
+from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.orders import JobResult, Numbers, TierOrder
 from lmcache_rs.connector.rates import Rates
 from lmcache_rs.connector.requests import Record
@@ -23,6 +24,9 @@ KEY_BYTES = 32
 ROWS_SHARE_MAX = 0.5
 """Share of the pool that is fetched for requests not yet admitted; the others wait for their turn."""
 
+LENT_SHARE_MAX = 0.25
+"""Share of vLLM's blocks that loads may hold whose chunks are on their way; the others wait until theirs are there."""
+
 
 @dataclass(slots=True, eq=False)
 class Fetch:
@@ -34,60 +38,17 @@ class Fetch:
     sources: Sequence[str]
     rows: int = 0
     """Slots taken for it."""
+    parts: list[FetchJob] = field(default_factory=list)
+    """Its chunks in their order, but those that were in RAM when it began."""
     jobs: set[int] = field(default_factory=set)
-    """What it waits for."""
+    """Those of them that it waits for."""
     begun: bool = False
     since: float = field(default_factory=time.monotonic)
     chunks: int = 0
     """Chunks that came, of those that it waits for."""
     bytes: int = 0
-
-
-@dataclass(slots=True)
-class Progress:
-    """Chunks of one order that have not come, and what came."""
-
-    missing: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class FetchJob:
-    """One chunk on its way. `scratch`: rows for those of its blocks that are in RAM already."""
-
-    id: int
-    tier: str
-    key: bytes
-    reservation: Reservation
-    scratch: Reservation | None
-    progress: Progress
-    result: JobResult = field(default_factory=lambda: JobResult(0, 0, 0, 0.0))
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Chunks of one order, as they are collected."""
-
-    tier: str
-    first_job: int
-    progress: Progress = field(default_factory=Progress)
-    keys: list[bytes] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    rows: list[Numbers] = field(default_factory=list)
-
-    def add(self, key: bytes, position: int, rows: Numbers) -> None:
-        self.progress.missing += 1
-        self.keys.append(key)
-        self.positions.append(position)
-        self.rows.append(rows)
-
-    def order(self) -> TierOrder:
-        counts = np.array([len(rows) for rows in self.rows], dtype=np.uint32)
-        positions = np.array(self.positions, dtype=np.uint32)
-        return TierOrder(
-            self.first_job, self.tier, b"".join(self.keys), positions, counts, np.concatenate(self.rows)
-        )
+    forgotten: bool = False
+    """The request waits no more."""
 
 
 class Fetches:
@@ -96,17 +57,15 @@ class Fetches:
     def __init__(
         self,
         index: Index,
-        groups: Groups,
+        geometry: Geometry,
         chunks: Chunks,
-        ranks: int,
         rates: Rates,
         counters: Counters,
         ids: Iterator[int],
     ) -> None:
         self._index = index
-        self._groups = groups
+        self._geometry = geometry
         self._chunks = chunks
-        self._ranks = ranks
         self._rates = rates
         self._counters = counters
         self._ids = ids
@@ -115,7 +74,9 @@ class Fetches:
         self._waiting: deque[Fetch] = deque()
         self._begun: list[Fetch] = []
         self._rows = 0
+        self._lent = 0
         self._jobs: dict[int, FetchJob] = {}
+        self._unsettled: list[FetchJob] = []
         self._orders: list[TierOrder] = []
 
     def add(self, fetch: Fetch) -> None:
@@ -135,16 +96,46 @@ class Fetches:
 
     def is_under_way(self, fetch: Fetch) -> bool:
         """Whether the request gains from waiting."""
-        return not fetch.begun or bool(fetch.jobs)
+        return (
+            not fetch.begun or bool(fetch.jobs) or any(part.came and not part.settled for part in fetch.parts)
+        )
 
     def forget(self, fetch: Fetch) -> None:
         """The request was admitted, or is gone, or waits no more. What is under way ends by itself."""
         self._rows -= fetch.rows
         fetch.rows = 0
-        fetch.begun = True
-        for fetches in (self._waiting, self._begun):
-            if fetch in fetches:
-                fetches.remove(fetch)
+        fetch.begun = fetch.forgotten = True
+        if fetch in self._waiting:
+            self._waiting.remove(fetch)
+        self._drop_forgotten()
+
+    def join(self, fetch: Fetch, first: int, wait_s: float) -> Coming | None:
+        """A guard on what comes from block `first` on, where some of it has come already and vLLM's blocks suffice."""
+        if not self._geometry.groups.plain or not any(part.came for part in fetch.parts):
+            return None
+        jobs, end, tail = [], first, False
+        for part in fetch.parts:
+            if part.came is False:
+                break
+            if not part.settled:
+                if part.reservation.first != end:
+                    return None
+                jobs.append(part)
+                end, tail = end + len(part.reservation), bool(part.reservation.tail)
+        if not jobs or self._lent + end > self._geometry.gpu_blocks * LENT_SHARE_MAX:
+            return None
+        tokens = fetch.record.request.num_prompt_tokens if tail else end * self._geometry.block_size
+        coming = Coming(jobs, first, tokens, wait_s, self._let_go)
+        self._lent += end
+        for job in jobs:
+            job.readers += 1
+        return coming
+
+    def _let_go(self, coming: Coming) -> None:
+        self._lent -= coming.first + coming.blocks
+        for job in coming.jobs:
+            job.readers -= 1
+        self.settle()
 
     def take_orders(self) -> list[TierOrder]:
         """What the workers are to be told next."""
@@ -164,9 +155,12 @@ class Fetches:
         """Take a rank's answer."""
         job = self._jobs[job_id]
         job.result.merge(result)
-        if job.result.ranks >= self._ranks:
+        if job.result.ranks >= self._geometry.ranks:
             del self._jobs[job_id]
-            self._end(job)
+            try:
+                self._end(job)
+            finally:
+                job.came = bool(job.came)
 
     def _end(self, job: FetchJob) -> None:
         failed = bool(job.result.failed)
@@ -182,29 +176,40 @@ class Fetches:
                 fetch.bytes += job.result.bytes
             if not fetch.jobs:
                 _tell(fetch)
+        self._drop_forgotten()
         if job.scratch is not None:
             job.scratch.abort()
         progress = job.progress
         progress.missing -= 1
         progress.seconds = max(progress.seconds, job.result.seconds)
+        job.came = not failed
+        self.settle()
         if failed:
-            job.reservation.abort()
             self._counters.add(f"failed_fetches:{job.tier}")
         else:
-            job.reservation.commit(saved=True)
             progress.bytes += job.result.bytes
             self._counters.add(f"fetched_chunks:{job.tier}")
             self._counters.add(f"fetched_bytes:{job.tier}", job.result.bytes)
         if not progress.missing:
             self._rates.fetched(job.tier, progress.bytes, progress.seconds)
 
+    def _drop_forgotten(self) -> None:
+        """What is under way for requests that wait no more is followed to its end, to tell of it."""
+        self._begun = [f for f in self._begun if not f.forgotten or not f.jobs.isdisjoint(self._jobs)]
+
+    def settle(self) -> None:
+        """Make visible what can be, and free what did not come."""
+        for job in self._unsettled:  # in the order of their prefixes
+            job.settle()
+        self._unsettled = [job for job in self._unsettled if not job.settled]
+
     def _begin(self, fetch: Fetch) -> None:
         fetch.begun = True
         self._begun.append(fetch)
         chain, first = fetch.chain, fetch.first
         keys = fetch.record.space.chunk_keys(chain.hashes, chain.tail, self._chunks.blocks, first)
-        under_way = {job.key: job.id for job in self._jobs.values()}
-        batches: list[_Batch] = []
+        under_way = {job.key: job for job in self._unsettled}
+        batches: list[Batch] = []
         try:
             for i, tier in enumerate(fetch.sources):
                 key, position = keys[KEY_BYTES * i : KEY_BYTES * (i + 1)], first + i
@@ -214,17 +219,27 @@ class Fetches:
                 reservation, scratch = reserved
                 if not len(reservation):
                     # In RAM by now, or on its way for somebody else.
-                    fetch.jobs.update({under_way[key]} if key in under_way else ())
+                    if key in under_way:
+                        self._wait_for(fetch, under_way[key])
                     continue
                 rows, number = self._rows_of(scratch, reservation), next(self._ids)
                 if not batches or batches[-1].tier != tier:
-                    batches.append(_Batch(tier, number))
+                    batches.append(Batch(tier, number))
                 batches[-1].add(key, position, rows)
-                job = FetchJob(number, tier, key, reservation, scratch, batches[-1].progress)
+                before = fetch.parts[-1] if fetch.parts else None
+                job = FetchJob(number, tier, key, reservation, scratch, batches[-1].progress, before=before)
                 self._jobs[job.id] = job
-                fetch.jobs.add(job.id)
+                self._unsettled.append(job)
+                self._wait_for(fetch, job)
         finally:  # whatever stopped this, a job ends only by an answer to its order
             self._orders += [batch.order() for batch in batches]
+
+    def _wait_for(self, fetch: Fetch, job: FetchJob) -> None:
+        fetch.parts.append(job)
+        if job.came is None:
+            fetch.jobs.add(job.id)
+        else:
+            fetch.chunks += 1
 
     def _reserve(self, fetch: Fetch, number: int) -> tuple[Reservation, Reservation | None] | None:
         """Rows for chunk `number`; an empty reservation when all of it has some; None: there is no room for it."""
@@ -260,7 +275,7 @@ class Fetches:
 
     def _rows_of(self, scratch: Reservation | None, reservation: Reservation) -> Numbers:
         slots = np.frombuffer((scratch.rows if scratch is not None else b"") + reservation.rows, np.uint32)
-        return self._groups.rows(slots)
+        return self._geometry.groups.rows(slots)
 
 
 def _tell(fetch: Fetch) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmcache_rs._core import Lease, Reservation
+from lmcache_rs.connector.coming import Coming
 from lmcache_rs.connector.orders import JobResult, Numbers
 from lmcache_rs.connector.requests import Record
 
@@ -47,3 +48,17 @@ class LoadJob:
     orphan: bool = False
     joined: bool = False
     """Steps may read the blocks of an asynchronous one before its answer is here."""
+    coming: Coming | None = None
+    """Its last rows were still being fetched when it was ordered."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether it failed since something of it did not come: nothing is wrong with what was there."""
+        return self.coming is not None and not self.coming.complete
+
+    def release_rows(self) -> None:
+        """Its rows may leave."""
+        guards, self.lease, self.coming = (self.lease, self.coming), None, None
+        for guard in guards:
+            if guard is not None:
+                guard.release()

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from lmcache_rs._core import Index, Lease, Reservation
+from lmcache_rs._core import Index, Reservation
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.jobs import LoadJob, StoreJob
 from lmcache_rs.connector.orders import BrokenLoad, JobResult, LoadOrder, Numbers, StoreOrder, WorkerAcks
-from lmcache_rs.connector.requests import Record
+from lmcache_rs.connector.requests import Plan, Record
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.log import init_logger
 
@@ -62,19 +62,22 @@ class Ledger:
         self,
         step: int,
         record: Record,
-        lease: Lease,
+        plan: Plan,
         first: int,
         order: tuple[Numbers, Numbers],
         end_tokens: int,
-        asynchronous: bool,
-        by_layers: bool,
     ) -> LoadOrder:
-        """Order a load of (rows, blocks); the lease is the job's now."""
+        """Order a load of (rows, blocks), the first for block `first`; what the plan keeps is the job's now."""
         rows, blocks = order
+        asynchronous, coming = plan.asynchronous, plan.coming
         held = self._held.hold(blocks.tolist()) if asynchronous and self._held.bound else []
         number, now = next(self._ids), time.monotonic()
-        job = LoadJob(number, step, record, lease, first, blocks, held, end_tokens, asynchronous, now)
-        opened = LoadOrder(job.id, record.id, rows, blocks, asynchronous, bool(held), by_layers)
+        job = LoadJob(number, step, record, plan.lease, first, blocks, held, end_tokens, asynchronous, now)
+        opened = LoadOrder(job.id, record.id, rows, blocks, asynchronous, bool(held), plan.by_layers)
+        if coming is not None:
+            job.coming, opened.wait_s = coming, coming.wait_s
+            opened.pieces = coming.pieces(first, first + len(blocks))
+            self._counters.add("loads_as_fetched")
         self._loads[job.id] = job
         record.loading = True
         return opened
@@ -130,8 +133,7 @@ class Ledger:
         job.record.loading = False
         if not self._survives("end_load", partial(self._end_load, job)):
             self._void_above(job)
-            if job.lease is not None:
-                self._survives("end_load", job.lease.release)
+            self._survives("end_load", job.release_rows)
         self._survives("release", partial(self._release, job))
 
     def _close_store(self, job: StoreJob) -> None:
@@ -214,15 +216,17 @@ class Ledger:
             self._fail_load(job)
         else:
             self._count("load", job.record.user_id, job.result)
-        if job.lease is not None:
-            job.lease.release()
+        job.release_rows()
 
     def _fail_load(self, job: LoadJob) -> None:
-        self._counters.add("failed_loads")
-        self._barrier.note_failure()
         job.record.failures += 1
         job.record.offer_below = job.end_tokens
         self._void_above(job)
+        if job.cut:
+            self._counters.add("cut_loads")
+            return
+        self._counters.add("failed_loads")
+        self._barrier.note_failure()
         removed = job.lease.discard(job.first) if job.lease is not None else 0
         logger.warning(
             "Loading KV cache for request %s failed: its %d blocks are computed again, %d rows are forgotten",

@@ -6,6 +6,7 @@ from typing import Any
 
 from lmcache_rs._core import Index, Match
 from lmcache_rs.connector.chunks import Chain
+from lmcache_rs.connector.coming import Coming
 from lmcache_rs.connector.requests import Plan, Record
 from lmcache_rs.connector.rules import LookupRules
 from lmcache_rs.connector.stats import Counters
@@ -63,16 +64,27 @@ class Lookup:
             # Preempted before every rank said how its load ended: what failed must not be offered again.
             return 0, False
         plan, epoch = record.plan, self._index.epoch
-        if plan is None or (plan.num_computed, plan.num_tokens, plan.epoch) != (
-            num_computed,
-            request.num_tokens,
-            epoch,
-        ):
+        asked = (num_computed, request.num_tokens, epoch)
+        if plan is None or plan.coming or (plan.num_computed, plan.num_tokens, plan.epoch) != asked:
             self.forget(record)
             plan = record.plan = self._plan(record, num_computed, epoch, alone, loads_beside)
         if plan.tokens is None:
             record.plan = None
         return plan.tokens, plan.asynchronous
+
+    def answer_coming(
+        self, record: Record, num_computed: int, join: Callable[[Record, int], Coming | None]
+    ) -> tuple[int | None, bool]:
+        """Tokens beyond `num_computed` of which the last are on their way from a slower tier; None: ask again.
+
+        `join`: guards what is coming from a block on.
+        """
+        plan, request = record.plan, record.request
+        asked = (num_computed, request.num_tokens, self._index.epoch)
+        if plan is None or plan.coming is None or (plan.num_computed, plan.num_tokens, plan.epoch) != asked:
+            self.forget(record)
+            plan = record.plan = self._plan_coming(record, num_computed, join)
+        return (plan.tokens, True) if plan is not None else (None, False)
 
     def decline(self, record: Record, num_computed: int, reason: str) -> None:
         """Offer nothing, and keep nothing for the request."""
@@ -82,9 +94,9 @@ class Lookup:
     def forget(self, record: Record) -> None:
         """Drop the answer and what it kept."""
         plan, record.plan = record.plan, None
-        if plan is not None and plan.lease is not None:
+        if plan is not None:
             self._waiting_rows -= plan.lease_rows
-            plan.lease.release()
+            plan.release()
 
     def admit(self, record: Record) -> None:
         """The request is admitted with its answer: the plan is the caller's now, with a lease if it found anything."""
@@ -160,6 +172,27 @@ class Lookup:
         if not asynchronous:
             need, by_layers = self._layered(request, num_computed, need, load_slots * self._slot_bytes)
         plan = Plan(num_computed, request.num_tokens, epoch, need, asynchronous, by_layers)
+        self._keep(plan, match)
+        return plan
+
+    def _plan_coming(
+        self, record: Record, num_computed: int, join: Callable[[Record, int], Coming | None]
+    ) -> Plan | None:
+        request, rules = record.request, self._rules
+        waits = not rules.asynchronous or rules.max_tokens or record.failures or record.loading
+        if waits or not record.reads:
+            return None
+        match = self._match(record)
+        coming = join(record, match.blocks) if match.blocks and not match.tail else None
+        if coming is None:
+            return None
+        end = min(coming.tokens, request.num_tokens - 1) if rules.asynchronous_only else coming.tokens
+        need = end - num_computed
+        if need < max(1, rules.min_tokens):
+            coming.release()
+            return None
+        plan = Plan(num_computed, request.num_tokens, self._index.epoch, need, True, coming=coming)
+        self._note(record, min(end, request.num_tokens - 1), num_computed, None)
         self._keep(plan, match)
         return plan
 

@@ -1,5 +1,6 @@
 """What the scheduler side tells the workers each step, and what they answer: flat arrays, no vLLM types."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,10 @@ class LoadOrder:
     asynchronous: bool
     held: bool = False
     by_layers: bool = False
+    pieces: Sequence[tuple[int, int]] = ()
+    """Of the last rows, in order: the job that fetches them, and how many it fetches."""
+    wait_s: float = 0.0
+    """They are waited for so long."""
 
 
 @dataclass(slots=True)
@@ -43,6 +48,9 @@ class BrokenLoad:
     request_id: str
     blocks: Numbers
     asynchronous: bool
+
+
+Order = LoadOrder | StoreOrder | BrokenLoad
 
 
 @dataclass(slots=True)
@@ -105,6 +113,10 @@ class JobResult:
         self.failed += other.failed
         self.bytes += other.bytes
         self.seconds = max(self.seconds, other.seconds)
+
+
+DONE, FAILED = JobResult(1, 0, 0, 0.0), JobResult(1, 1, 0, 0.0)
+"""Of one rank."""
 
 
 @dataclass(slots=True)

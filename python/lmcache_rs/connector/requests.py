@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmcache_rs._core import KeySpace, Lease
+from lmcache_rs.connector.coming import Coming
 from lmcache_rs.connector.groups import Groups
 
 _RANDOM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
@@ -25,6 +26,15 @@ class Plan:
     """The forward may begin while the load's last layers are on their way."""
     lease: Lease | None = None
     lease_rows: int = 0
+    coming: Coming | None = None
+    """What follows the leased rows and is still on its way."""
+
+    def release(self) -> None:
+        """Nothing is kept for it any more."""
+        guards, self.lease, self.coming = (self.lease, self.coming), None, None
+        for guard in guards:
+            if guard is not None:
+                guard.release()
 
 
 @dataclass(slots=True)

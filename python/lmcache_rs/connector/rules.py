@@ -51,6 +51,17 @@ class LookupRules:
         return not self.asynchronous_only and (self.sync_bytes_max > 0 or not self.asynchronous)
 
 
+@dataclass(frozen=True, slots=True)
+class TieringRules:
+    """What the configuration says about slower tiers."""
+
+    chunk_size: int
+    write_through: bool
+    wait_s_max: float
+    """A request waits so long for what is fetched for it."""
+    min_tokens: int
+
+
 def lookup_rules(config: Config, device: str, asynchronous_only: bool) -> LookupRules:
     """The rules for KV on `device`, "cpu" or "cuda"."""
     sync_bytes = config.sync_load_max_bytes
@@ -64,4 +75,14 @@ def lookup_rules(config: Config, device: str, asynchronous_only: bool) -> Lookup
         max_tokens=config.max_tokens_per_load,
         skip_last_tokens=config.skip_last_n_tokens,
         pending_s_max=config.pending_timeout_ms / 1e3,
+    )
+
+
+def tiering_rules(config: Config) -> TieringRules:
+    """The rules of this configuration."""
+    return TieringRules(
+        chunk_size=config.chunk_size,
+        write_through=config.write_policy == "through",
+        wait_s_max=config.blocking_timeout_secs,
+        min_tokens=config.min_retrieve_tokens,
     )

@@ -17,11 +17,11 @@ from lmcache_rs.connector.lookup import Lookup, TailHash
 from lmcache_rs.connector.nearby import Nearby
 from lmcache_rs.connector.orders import PlanningError, StepOrders, WorkerAcks
 from lmcache_rs.connector.requests import Record, request_options
-from lmcache_rs.connector.rules import Roles, lookup_rules
+from lmcache_rs.connector.rules import Roles, lookup_rules, tiering_rules
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.stores import StorePlanner, StoreRules
 from lmcache_rs.connector.storing import Storing
-from lmcache_rs.connector.tiering import Tiering, tiering_rules
+from lmcache_rs.connector.tiering import Tiering
 from lmcache_rs.connector.tiers import OpenTier
 from lmcache_rs.connector.turns import Turns
 from lmcache_rs.log import init_logger
@@ -145,7 +145,7 @@ class SchedulerSide:
             return 0, False
         self._tiering.poll()
         if self._tiering.waits(record):
-            return None, False
+            return self._lookup.answer_coming(record, num_computed, self._tiering.join)
         return self._lookup.answer(record, num_computed, len(self._records) == 1, self._ledger.loads_beside)
 
     def admit(self, request: Any, block_ids: list[int], tokens: int) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lmcache_rs._core import Index
-from lmcache_rs.config import Config
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.chunks import Chain, Chunks
+from lmcache_rs.connector.coming import Coming
 from lmcache_rs.connector.fetches import KEY_BYTES, Fetch, Fetches
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.jobs import StoreJob
@@ -17,31 +17,11 @@ from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.rates import Rates
 from lmcache_rs.connector.requests import Record
 from lmcache_rs.connector.resets import Resets
+from lmcache_rs.connector.rules import TieringRules
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tiers import FIND_S_MAX, OpenTier
 from lmcache_rs.connector.troubles import Troubles
 from lmcache_rs.connector.writes import Writes
-
-
-@dataclass(frozen=True, slots=True)
-class TieringRules:
-    """What the configuration says about slower tiers."""
-
-    chunk_size: int
-    write_through: bool
-    wait_s_max: float
-    """A request waits so long for what is fetched for it."""
-    min_tokens: int
-
-
-def tiering_rules(config: Config) -> TieringRules:
-    """The rules of this configuration."""
-    return TieringRules(
-        chunk_size=config.chunk_size,
-        write_through=config.write_policy == "through",
-        wait_s_max=config.blocking_timeout_secs,
-        min_tokens=config.min_retrieve_tokens,
-    )
 
 
 @dataclass(slots=True, eq=False)
@@ -88,9 +68,8 @@ class Tiering:
         self._troubles = Troubles()
         self._readable = {name for name, tier in tiers.items() if tier.may_load}
         writable = [name for name, tier in tiers.items() if tier.may_store]
-        shape = (index, geometry.groups, chunks, geometry.ranks)
-        self._fetches = Fetches(*shape, self._rates, counters, ids)
-        self._writes = Writes(*shape, writable, counters, ids)
+        self._fetches = Fetches(index, geometry, chunks, self._rates, counters, ids)
+        self._writes = Writes(index, geometry.groups, chunks, geometry.ranks, writable, counters, ids)
         self._resets = Resets([tier.tier for tier in tiers.values()], barrier)
         self._cleared_at = 0.0
         self._wanted: dict[str, Wanted] = {}
@@ -128,6 +107,7 @@ class Tiering:
 
     def poll(self) -> None:
         """Take in what the tiers have answered."""
+        self._fetches.settle()
         if self._resets.due:
             if not self._writes.busy:
                 self._resets.retry()
@@ -175,6 +155,14 @@ class Tiering:
             self._counters.add("fetch_timeouts")
             self.forget(record)
         return False
+
+    def join(self, record: Record, first: int) -> Coming | None:
+        """A guard on what is fetched for the request from block `first` on, if it can be loaded as it comes."""
+        wanted = self._wanted.get(record.id)
+        if wanted is None or wanted.fetch is None or wanted.missing:
+            return None
+        wait_s = self._rules.wait_s_max - (time.monotonic() - wanted.since)
+        return self._fetches.join(wanted.fetch, first, wait_s)
 
     def forget(self, record: Record) -> None:
         """The request was admitted, or is gone."""

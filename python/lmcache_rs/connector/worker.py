@@ -9,23 +9,23 @@ from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.layered import LayeredLoads
 from lmcache_rs.connector.mover import DRAIN_S_MAX, SPOILED_S_MAX, Mover
 from lmcache_rs.connector.orders import (
+    DONE,
+    FAILED,
     BrokenLoad,
     JobResult,
     LoadOrder,
     Numbers,
+    Order,
     StepOrders,
     StoreOrder,
     WorkerAcks,
 )
 from lmcache_rs.connector.pace import Pace
+from lmcache_rs.connector.pieces import Pieces
 from lmcache_rs.connector.tier_worker import TierWorker
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
-
-Order = LoadOrder | StoreOrder | BrokenLoad
-
-DONE, FAILED = JobResult(1, 0, 0, 0.0), JobResult(1, 1, 0, 0.0)
 
 
 class WorkerSide:
@@ -36,6 +36,7 @@ class WorkerSide:
         self._pace = pace
         self._mover: Mover | None = None
         self._layered = LayeredLoads({})
+        self._pieces = Pieces(barrier.report)
         self.tiers = TierWorker(None, lambda _: {}, barrier)
         self._rows_unreported = False
         self._orders = StepOrders()
@@ -52,7 +53,6 @@ class WorkerSide:
         self._received: set[str] = set()
         self._failed: dict[str, Numbers] = {}
         self.bad_blocks: set[int] = set()
-        """See `take_bad_blocks`."""
 
     @property
     def loading(self) -> int:
@@ -147,12 +147,12 @@ class WorkerSide:
         if not self._acks and not self._rows_unreported:
             return None
         rows = (self._mover.rows if self._mover is not None else 0) if self._rows_unreported else None
-        acks = WorkerAcks(self._acks, rows)
-        self._rows_unreported, self._acks = False, {}
-        return acks
+        results, self._acks, self._rows_unreported = self._acks, {}, False
+        return WorkerAcks(results, rows)
 
     def drain(self) -> None:
-        """Wait until no copy is in flight, for a bounded time."""
+        """Wait until no copy is in flight, for a bounded time, and begin none of what waits for more."""
+        self._pieces.give_up()
         try:
             if self._mover is not None and not self._mover.drain(DRAIN_S_MAX):
                 raise TimeoutError(f"copies did not end in {DRAIN_S_MAX:.0f} s")
@@ -216,7 +216,7 @@ class WorkerSide:
     def _start(self, order: LoadOrder) -> None:
         mover = self._require_mover()
         if order.asynchronous:
-            mover.submit_load(order.job, order.rows, order.blocks)
+            self._pieces.submit(order, mover)
         else:
             mover.load_now(order.job, order.rows, order.blocks, order.by_layers)
 
@@ -224,7 +224,7 @@ class WorkerSide:
         """Have what is computed from now on wait for a load, unless it has ended."""
         if job in self._async_loads or job in self._sync_loads:
             with self._or_failed("load", job):
-                self._require_mover().join_load(job)
+                self._pieces.join(job, self._require_mover())
 
     def _rescue(self, orders: StepOrders) -> None:
         """Load in another way what has failed: with overlapping steps vLLM keeps a token that it computes meanwhile."""
@@ -241,8 +241,7 @@ class WorkerSide:
     def _settle_layers(self) -> None:
         """The forward was submitted. Loads of which it did not ask for every layer count as failed."""
         for order, missing in self._layered.take_unfinished():
-            error = RuntimeError(f"vLLM's forward did not wait for {missing} layers of a load")
-            self._barrier.report("load", error)
+            self._barrier.report("load", RuntimeError(f"{missing} layers of it were not waited for"))
             self._spoil(order)
 
     def _spoil(self, order: LoadOrder) -> None:
@@ -256,27 +255,28 @@ class WorkerSide:
 
     def _report_early(self) -> None:
         """Tell vLLM of loads that will have ended before it can use their blocks; it is made to join them then."""
-        lead = self._pace.lead() if self._async_loads and self._mover is not None else 0.0
-        if not lead or self._mover is None:
+        if self._mover is None or not self._async_loads or not (lead := self._pace.lead()):
             return
-        for job in self._mover.settle_loads(lead):
+        for job in self._pieces.settled(self._mover.settle_loads(lead)):
             order = self._async_loads.get(job)
             if isinstance(order, LoadOrder) and order.held and job not in self._early:
                 self._early.add(job)
                 self._received.add(order.request_id)
 
     def _poll(self) -> None:
-        self._acks |= self.tiers.take_results()
+        results = self.tiers.take_results()
+        self._acks |= results
         if self._mover is None:
             return
         try:
+            self._pieces.fetched(results, self._mover)
             self._take_ended(self._mover)
         except BaseException as error:
             # What ended before can be told all the same.
             self._barrier.report("poll", error)
 
     def _take_ended(self, mover: Mover) -> None:
-        for job, moved, seconds in mover.poll():
+        for job, moved, seconds in self._pieces.whole(mover.poll()):
             self._end(job, JobResult(1, int(moved < 0), max(0, moved), seconds))
 
     def _end(self, job: int, result: JobResult) -> None:

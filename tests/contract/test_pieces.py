@@ -1,0 +1,255 @@
+"""A load of what is still being fetched: chunk by chunk, cut where one does not come, and never of other bytes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_tiering import NAMESPACE, PROMPT, assert_idle, fill, found, settings, until
+from toy_engine import BLOCK, ROW_BYTES, Request, ToyEngine
+
+from lmcache_rs.config import load_config
+from lmcache_rs.connector import pieces
+from lmcache_rs.connector.orders import DONE, FAILED, LoadOrder
+from lmcache_rs.connector.pieces import FIRST_COPY, Pieces
+from lmcache_rs.connector.tiers import OpenTier, open_tiers
+
+
+class Held:
+    """A rank's queue that tells of no more chunks than it may, and that number `refused` is not there."""
+
+    def __init__(self, queue: Any, refused: int | None) -> None:
+        self._queue, self._refused = queue, refused
+        self._ended: list[Any] = []
+        self.may_tell = 1
+        self.load, self.store = queue.load, queue.store
+        self.counters, self.close = queue.counters, queue.close
+
+    def poll(self) -> list[Any]:
+        self._ended = sorted(self._ended + list(self._queue.poll()))
+        told, self._ended = self._ended[: self.may_tell], self._ended[self.may_tell :]
+        self.may_tell -= len(told)
+        return [
+            (job, index, "absent", 0, seconds) if index == self._refused else (job, index, *rest, seconds)
+            for job, index, *rest, seconds in told
+        ]
+
+
+class Slow:
+    """An engine that fetches from a filled disk no more chunks than it is let, of the prompt's four."""
+
+    def __init__(
+        self, folder: Path, ranks: int = 1, blocks: int = 200, refused: int | None = None, **more: Any
+    ) -> None:
+        """`refused`: of the last rank."""
+        fill(folder, ranks=ranks)
+        extra = settings(folder, **more)
+        self.queues: list[Held] = []
+
+        def tiers(rank: int, searching: bool) -> Mapping[str, OpenTier]:
+            config = load_config(extra, environ={})
+            opened = open_tiers(config, rank, ranks, NAMESPACE, searching=searching)
+            if searching:
+                return opened
+            self.queues.append(Held(opened["disk"].queue, refused if rank == ranks - 1 else None))
+            return {"disk": replace(opened["disk"], queue=self.queues[-1])}
+
+        self.engine = ToyEngine(ranks=ranks, rows=64, blocks=blocks, extra=extra, open_tiers=tiers)
+        self.request = self.engine.add(Request("ask", PROMPT))
+
+    def let(self, chunks: int) -> None:
+        for queue in self.queues:
+            queue.may_tell += chunks
+
+    def total(self, name: str) -> float:
+        return self.engine.counters.totals().get(name, 0)
+
+    @property
+    def loaded_tokens(self) -> float:
+        """Of loads that did not fail."""
+        return self.total("load_bytes") / len(self.queues) / (ROW_BYTES // BLOCK)
+
+    def begin(self) -> None:
+        until(self.engine, lambda: self.total("loads_as_fetched") == 1)
+
+    def end(self) -> None:
+        self.engine.run()
+        assert self.request.output
+        assert self.engine.wrong == 0
+        self.let(4)
+        assert_idle(self.engine)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_load_begins_when_the_first_chunk_is_there(tmp_path: Path, ranks: int) -> None:
+    slow = Slow(tmp_path, ranks)
+    slow.begin()
+    assert slow.total("fetched_chunks:disk") == 1
+    for _ in range(20):
+        slow.engine.step()
+    assert not slow.request.output, "the rest has not come"
+    for chunks in (1, 2):
+        slow.let(chunks)
+        slow.engine.step()
+    slow.end()
+    assert found(slow.request) == len(PROMPT) - 1
+    assert slow.total("loads") == 1
+    assert slow.total("fetched_chunks:disk") == 4
+
+
+def test_others_find_what_was_loaded_as_it_came(tmp_path: Path) -> None:
+    slow = Slow(tmp_path)
+    slow.begin()
+    other = slow.engine.add(Request("other", [*PROMPT[:40], 999]))
+    slow.let(3)
+    slow.end()
+    assert other.output
+    assert other.cached_tokens >= 32
+    assert slow.total("fetched_chunks:disk") == 4, "each once"
+
+
+def test_a_chunk_that_does_not_come_cuts_the_load(tmp_path: Path) -> None:
+    slow = Slow(tmp_path, refused=2)
+    slow.begin()
+    slow.let(3)
+    slow.end()
+    assert slow.loaded_tokens == 32, "what came is found"
+    assert slow.total("cut_loads") == 1
+    assert slow.total("failed_loads") == 0, "nothing is wrong with the copies"
+
+
+def test_a_chunk_that_one_rank_lacks_cuts_the_load(tmp_path: Path) -> None:
+    slow = Slow(tmp_path, ranks=2, refused=1)
+    slow.begin()
+    slow.let(3)
+    slow.end()
+    assert slow.loaded_tokens == 16
+    assert slow.total("cut_loads") == 1
+
+
+def test_what_is_late_is_not_waited_for(tmp_path: Path) -> None:
+    slow = Slow(tmp_path, blocking_timeout_secs=1)
+    slow.begin()
+    slow.end()
+    assert slow.loaded_tokens == 16
+    assert slow.total("cut_loads") == 1
+
+
+def test_an_aborted_request_frees_its_rows_when_its_load_has_ended(tmp_path: Path) -> None:
+    slow = Slow(tmp_path)
+    slow.begin()
+    slow.engine.abort(slow.request)
+    slow.let(3)
+    until(slow.engine, lambda: slow.total("loads") == 1)
+    slow.engine.loading.clear()
+    assert slow.engine.scheduler._tiering._fetches._lent == 0
+    assert slow.engine.scheduler.index.stats()["reserved"] == 0
+
+
+def test_forgetting_everything_meanwhile_gives_no_row_away_that_is_read(tmp_path: Path) -> None:
+    slow = Slow(tmp_path)
+    slow.begin()
+    slow.engine.scheduler.clear()
+    assert slow.engine.scheduler.index.stats()["leaving"] == 13
+    slow.let(3)
+    slow.end()
+    assert slow.total("loads") == 1, "its rows stayed until then"
+    assert slow.engine.scheduler.index.stats()["leaving"] == 0
+
+
+def test_few_blocks_are_lent_to_what_has_not_come(tmp_path: Path) -> None:
+    slow = Slow(tmp_path, blocks=40)
+    for _ in range(20):
+        slow.engine.step()
+    slow.let(3)
+    slow.end()
+    assert slow.total("loads_as_fetched") == 0, "13 blocks are more than a quarter of 40"
+    assert found(slow.request) == len(PROMPT) - 1
+
+
+def test_without_asynchronous_loads_all_is_waited_for(tmp_path: Path) -> None:
+    slow = Slow(tmp_path, enable_async_loading=False)
+    for _ in range(20):
+        slow.engine.step()
+    slow.let(3)
+    slow.end()
+    assert slow.total("loads_as_fetched") == 0
+    assert found(slow.request) == len(PROMPT) - 1
+
+
+class Copies:
+    """A mover that only notes what it is to load."""
+
+    def __init__(self) -> None:
+        self.loads: dict[int, list[int]] = {}
+        self.refuses = False
+
+    def submit_load(self, job: int, rows: Any, blocks: Any) -> None:
+        if self.refuses:
+            raise RuntimeError("injected")
+        self.loads[job] = rows.tolist()
+
+
+def order(*chunks: tuple[int, int], ready: int = 2, wait_s: float = 60.0) -> LoadOrder:
+    rows = np.arange(ready + sum(count for _, count in chunks), dtype=np.uint32)
+    return LoadOrder(7, "r", rows, rows + 100, asynchronous=True, held=True, pieces=chunks, wait_s=wait_s)
+
+
+@pytest.fixture
+def rig() -> SimpleNamespace:
+    errors: list[str] = []
+    made = Pieces(lambda what, error: errors.append(what))
+    return SimpleNamespace(pieces=made, mover=Copies(), errors=errors)
+
+
+def test_each_chunk_is_copied_when_it_is_there(rig: SimpleNamespace) -> None:
+    rig.pieces.submit(order((11, 3), (12, 1)), rig.mover)
+    assert list(rig.mover.loads.values()) == [[0, 1]]
+    rig.pieces.fetched({12: DONE}, rig.mover)
+    rig.pieces.fetched({}, rig.mover)
+    assert list(rig.mover.loads.values()) == [[0, 1], [5]]
+    assert list(rig.pieces.settled(rig.mover.loads)) == [], "a chunk has not come"
+    first, second = rig.mover.loads
+    assert list(rig.pieces.whole([(first, 20, 0.1), (3, 1, 0.1)])) == [(3, 1, 0.1)]
+    rig.pieces.fetched({11: DONE}, rig.mover)
+    third = max(rig.mover.loads)
+    assert rig.mover.loads[third] == [2, 3, 4]
+    assert list(rig.pieces.settled([second])) == []
+    assert set(rig.pieces.settled([second, third, 3])) == {7, 3}
+    ((job, moved, _),) = rig.pieces.whole([(second, 10, 0.1), (third, 30, 0.1)])
+    assert (job, moved) == (7, 60)
+
+
+def test_a_result_that_came_before_the_order_counts(
+    rig: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.pieces.fetched({11: DONE, 12: FAILED}, rig.mover)
+    rig.pieces.submit(order((11, 1), (12, 1), (13, 1)), rig.mover)
+    assert list(rig.mover.loads.values()) == [[0, 1], [2]]
+    monkeypatch.setattr(pieces, "RESULTS_KEPT", 10)
+    for job in range(100, 150):
+        rig.pieces.fetched({job: DONE}, rig.mover)
+    assert len(rig.pieces._results) == 10
+    ended = list(rig.pieces.whole([(name, 1, 0.1) for name in rig.mover.loads]))
+    assert [(job, moved) for job, moved, _ in ended] == [(7, -1)]
+
+
+@pytest.mark.parametrize("why", ["given up", "too late", "refused", "failed"])
+def test_a_load_fails_once_nothing_is_copied_for_it_any_more(why: str, rig: SimpleNamespace) -> None:
+    rig.pieces.submit(order((11, 1), (12, 1), wait_s=0.0 if why == "too late" else 60.0), rig.mover)
+    if why == "given up":
+        rig.pieces.give_up()
+    rig.mover.refuses = why == "refused"
+    (first,) = rig.mover.loads
+    assert first >= FIRST_COPY
+    rig.pieces.fetched({11: FAILED if why == "failed" else DONE, 12: DONE}, rig.mover)
+    assert rig.errors == ["load"] * (why == "refused")
+    assert list(rig.mover.loads) == [first]
+    assert list(rig.pieces.whole([])) == [], "the first copy has not ended"
+    ((job, moved, _),) = rig.pieces.whole([(first, 20, 0.1)])
+    assert (job, moved) == (7, -1)
+    assert not rig.pieces._loads
+    assert not rig.pieces._owners
