@@ -11,7 +11,7 @@ from typing import Any
 
 from scenario_bytes import Bytes
 from scenario_damage import Damage, handle, hold_completions, worker_side
-from scenario_inputs import Inputs, tokens_of, told
+from scenario_inputs import Inputs, cached, tokens_of, told
 from scenario_tiers import Tiers
 
 
@@ -108,7 +108,7 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
         return {
             "first": [o.outputs[0].token_ids[0] for o in outputs],
             "leads": leads,
-            "cached": [o.num_cached_tokens for o in outputs],
+            "cached": [cached(o) for o in outputs],
         }
 
     def abort(

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scenario_damage import handle
+from scenario_damage import handle, worker_side
 
 WAIT_S = 60.0
+
+POLLS_A_CHUNK = 20
 
 
 class Tiers:
@@ -28,6 +31,17 @@ class Tiers:
             if time.monotonic() > deadline:
                 raise RuntimeError("writes do not end")
         return dict(handle().stats())
+
+    def trickle(self) -> None:
+        """From now on the worker is told of one fetched or written chunk each `POLLS_A_CHUNK` times that it asks."""
+        tiers = worker_side().tiers
+        open_tiers = tiers._open_tiers
+
+        def opening(namespace: bytes) -> dict[str, Any]:
+            opened = open_tiers(namespace)
+            return {name: replace(tier, queue=Trickling(tier.queue)) for name, tier in opened.items()}
+
+        tiers._open_tiers = opening
 
     def clear_ram(self) -> int:
         """RAM forgets, the slower tiers do not."""
@@ -71,3 +85,22 @@ class Tiers:
             if answer["cached"][0] == tokens or time.monotonic() > deadline:
                 return answer
             time.sleep(0.2)
+
+
+class Trickling:
+    """A rank's queue that tells of one end at a time."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue, self._polls = queue, 0
+        self._ended: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+    def poll(self) -> list[Any]:
+        self._ended += self._queue.poll()
+        self._polls += 1
+        if self._polls % POLLS_A_CHUNK:
+            return []
+        told, self._ended = self._ended[:1], self._ended[1:]
+        return told

@@ -62,12 +62,14 @@ def test_disk(
     assert at_end["written_chunks:disk"] == 3 * CHUNKS
     shutil.copytree(folder, tmp_path / "copy")
 
-    steps = [generate(A), generate(C), ("rotate_files", {"folder": str(folder)}), generate(B), ("stats", {})]
+    steps = [("trickle", {}), generate(A), generate(C)]
+    steps += [("rotate_files", {"folder": str(folder)}), generate(B), ("stats", {})]
     second = run_scenario(steps, connector=disk(folder), model=model)
     assert second.tokens() == [right_a, wrong_c, right_b]
-    assert [second.cached(i) for i in (0, 1, 3)] == [[599], [599], [0]]
-    assert second.results[2] >= 3 * CHUNKS
+    assert [second.cached(i) for i in (1, 2, 4)] == [[599], [599], [0]]
+    assert second.results[3] >= 3 * CHUNKS
     stats = second.results[-1]
+    assert stats["loads_as_fetched"] > 0, "a load began before all had come"
     assert stats["fetched_chunks:disk"] == 2 * CHUNKS
     assert stats["failed_fetches:disk"] > 0
     refusals = {name: count for name, count in stats.items() if name.startswith("tier_refusals:disk_load_")}
