@@ -28,6 +28,14 @@ COUNTERS = {
     "load_bytes": ("lmcache:num_retrieved_bytes", "Bytes loaded, of all ranks"),
     "load_seconds": ("lmcache:retrieve_seconds", "Seconds spent loading, of the slowest rank"),
     "failed_loads": ("lmcache:num_failed_retrieve_requests", "Loads that failed; their tokens were computed"),
+    "loads_as_fetched": (
+        "lmcache:num_streamed_retrieve_requests",
+        "Loads that began while their last chunks were still being fetched from disk or Redis",
+    ),
+    "cut_loads": (
+        "lmcache:num_cut_retrieve_requests",
+        "Those of them of which a chunk did not come: loaded anew as far as it came",
+    ),
     "evictions": ("lmcache:local_cpu_evict_count", "Rows evicted from the RAM pool"),
     "pending_timeouts": ("lmcache:num_pending_timeouts", "Lookups that waited in vain for a store to end"),
     "turned_off": (

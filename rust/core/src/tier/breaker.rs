@@ -43,6 +43,11 @@ impl Breaker {
         ended
     }
 
+    /// Whether nothing went well since it began to rest.
+    pub(super) fn rests(&self) -> bool {
+        self.state.lock().rests_until.is_some()
+    }
+
     fn admit(&self) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         let Some(until) = state.rests_until else { return Ok(()) };

@@ -58,6 +58,11 @@ pub trait Tier: Send + Sync + Debug {
     /// For each key, whether the values of all ranks seem to be there. They may be gone, or refused, when loaded.
     fn present(&self, keys: &[Key]) -> Result<Vec<bool>, Refusal>;
 
+    /// Whether the last attempts failed, so that the next one may take as long as they did.
+    fn rests(&self) -> bool {
+        false
+    }
+
     /// Forgets every value of the namespace, of all ranks and for all processes: once this returned without an
     /// error, what was stored before is never found again.
     fn reset(&self) -> Result<(), Refusal>;

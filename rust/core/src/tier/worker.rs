@@ -195,13 +195,18 @@ impl Shared {
     fn work(&self) {
         use_every_cpu();
         while let Some(task) = self.next() {
-            let ended = self.run(&task.work);
+            let rests = matches!(task.work, Work::Find(_)) && self.tier.rests();
+            let ended = if rests { Ended::Found(Err(Reason::Paused.into())) } else { self.run(&task.work) };
             let mut queue = self.queue.lock();
             queue.finish(&task, ended);
             drop(queue);
             // A store that ended may let another thread begin one.
             self.work.notify_one();
             self.ended.notify_all();
+            if rests {
+                // Whether the medium is well again is found out while nobody waits for it.
+                drop(self.run(&task.work));
+            }
         }
     }
 

@@ -105,22 +105,29 @@ impl RedisTier {
         name: &str,
         work: impl Fn(&mut Connection) -> std::result::Result<T, Fault>,
     ) -> std::result::Result<T, Refusal> {
-        self.breaker.run(|| {
-            if self.must_reset.load(Ordering::SeqCst) {
-                self.nodes.run(&self.record_name(), |connection| self.reset_on(connection))?;
-            }
-            if self.nodes.are_many() {
-                // The record is on a node of its own, so it takes a round trip of its own.
-                let present = self.nodes.run(&self.record_name(), |connection| {
-                    let mut text = Vec::new();
-                    command(&mut text, &[b"GET", self.record_name().as_bytes()]);
-                    connection.send(&text, 1)?;
-                    self.read_record(connection)
-                })?;
-                *self.generation.lock() = present;
-            }
-            self.nodes.run(name, &work)
-        })
+        self.breaker.run(|| self.run_awake(name, work))
+    }
+
+    /// The same, as a part of an attempt.
+    fn run_awake<T>(
+        &self,
+        name: &str,
+        work: impl Fn(&mut Connection) -> std::result::Result<T, Fault>,
+    ) -> std::result::Result<T, Refusal> {
+        if self.must_reset.load(Ordering::SeqCst) {
+            self.nodes.run(&self.record_name(), |connection| self.reset_on(connection))?;
+        }
+        if self.nodes.are_many() {
+            // The record is on a node of its own, so it takes a round trip of its own.
+            let present = self.nodes.run(&self.record_name(), |connection| {
+                let mut text = Vec::new();
+                command(&mut text, &[b"GET", self.record_name().as_bytes()]);
+                connection.send(&text, 1)?;
+                self.read_record(connection)
+            })?;
+            *self.generation.lock() = present;
+        }
+        self.nodes.run(name, &work)
     }
 
     /// The generation in the record that is the next reply.
@@ -324,12 +331,20 @@ impl Tier for RedisTier {
     fn present(&self, keys: &[Key]) -> std::result::Result<Vec<bool>, Refusal> {
         let names: Vec<String> = keys.iter().map(|key| self.name_of(key)).collect();
         let mut present = vec![false; keys.len()];
-        for group in self.breaker.run(|| self.nodes.groups(&names))? {
-            let Some(&first) = group.first() else { continue };
-            let found = self.run(&names[first], |connection| self.present_on(connection, keys, &group))?;
-            group.into_iter().zip(found).for_each(|(number, found)| present[number] = found);
-        }
+        self.breaker.run(|| {
+            for group in self.nodes.groups(&names)? {
+                let Some(&first) = group.first() else { continue };
+                let found =
+                    self.run_awake(&names[first], |connection| self.present_on(connection, keys, &group))?;
+                group.into_iter().zip(found).for_each(|(number, found)| present[number] = found);
+            }
+            Ok(())
+        })?;
         Ok(present)
+    }
+
+    fn rests(&self) -> bool {
+        self.breaker.rests()
     }
 
     fn reset(&self) -> std::result::Result<(), Refusal> {

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::server::{Server, free_port};
 use super::{LONG, config, tier};
 use crate::tier::fake::{Rows, key, space};
 use crate::tier::redis::{RedisConfig, RedisTier};
-use crate::tier::{Reason, Refusal, Stored, Tier};
+use crate::tier::{Ended, Reason, Refusal, Stored, Tier, TierQueue, TierQueueConfig};
 
 fn reason<T: std::fmt::Debug>(ended: Result<T, Refusal>) -> Reason {
     ended.expect_err("refused").reason
@@ -69,6 +70,35 @@ fn a_server_that_hangs_is_given_up_in_time_and_not_asked_again() {
         assert_eq!(reason(tier.present(&[key(1)])), Reason::Paused);
     }
     server.signal(Signal::CONT);
+}
+
+#[test]
+fn nobody_waits_for_the_attempt_that_shows_whether_a_server_is_back() {
+    let server = Server::start(&[]);
+    let timeout = Duration::from_millis(500);
+    let tier = Arc::new(tier(space("a"), &RedisConfig { timeout, ..config(server.url()) }));
+    let config = TierQueueConfig { threads: 2, stores_max: 1, loads_max: 1, wait: LONG };
+    let queue = TierQueue::new(Arc::<RedisTier>::clone(&tier), &config).expect("threads");
+    let find = |job| {
+        queue.find(job, vec![key(1)]).expect("open");
+        queue.wait(LONG).expect("open");
+        match queue.poll().expect("open").pop().map(|outcome| outcome.ended) {
+            Some(Ended::Found(found)) => found,
+            other => panic!("{other:?}"),
+        }
+    };
+    server.signal(Signal::STOP);
+    assert_eq!(reason(find(0)), Reason::Late);
+    let start = Instant::now();
+    for job in 1..=40 {
+        assert_eq!(reason(find(job)), Reason::Paused);
+    }
+    assert!(start.elapsed() < 20 * timeout, "half of what they would take");
+    server.signal(Signal::CONT);
+    let end = Instant::now() + LONG;
+    while find(100).is_err() {
+        assert!(Instant::now() < end, "the server is back");
+    }
 }
 
 #[test]
