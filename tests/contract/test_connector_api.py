@@ -43,7 +43,6 @@ LEFT = {
     "supports_divergent_local_hybrid_hits": "False: for models with recurrent state",
     "supports_sleep_mode": "True",
     "take_events": "no events",
-    "unregister_kv_caches": "vLLM maps the same addresses again",
 }
 """Members of the base class that we leave as they are, and why that is right."""
 

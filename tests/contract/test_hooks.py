@@ -40,6 +40,7 @@ HOOKS: dict[str, tuple[tuple[Any, ...], Any]] = {
     "reset_cache": ((), False),
     "shutdown": ((), None),
     "start_load_kv": ((None,), None),
+    "unregister_kv_caches": ((), None),
     "update_connector_output": ((ANSWER,), None),
     "update_state_after_alloc": ((Request("r", [1]), BLOCKS, 1), None),
     "wait_for_layer_load": (("layer",), None),

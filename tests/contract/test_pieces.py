@@ -17,25 +17,34 @@ from lmcache_rs.connector.orders import DONE, FAILED, LoadOrder
 from lmcache_rs.connector.pieces import FIRST_COPY, Pieces
 from lmcache_rs.connector.tiers import OpenTier, open_tiers
 
+CHUNKS = 4
+"""Of the prompt."""
+
 
 class Held:
-    """A rank's queue that tells of no more chunks than it may, and that number `refused` is not there."""
+    """A rank's queue that tells of no more fetched chunks than it may, in their order; `refused` is not there."""
 
     def __init__(self, queue: Any, refused: int | None) -> None:
         self._queue, self._refused = queue, refused
-        self._ended: list[Any] = []
-        self.may_tell = 1
-        self.load, self.store = queue.load, queue.store
-        self.counters, self.close = queue.counters, queue.close
+        self._fetched: list[Any] = []
+        self._jobs: set[int] = set()
+        self.may_tell, self._told = 1, 0
+        self.store, self.counters, self.close = queue.store, queue.counters, queue.close
+
+    def load(self, job: int, *arguments: Any) -> None:
+        self._jobs.add(job)
+        self._queue.load(job, *arguments)
 
     def poll(self) -> list[Any]:
-        self._ended = sorted(self._ended + list(self._queue.poll()))
-        told, self._ended = self._ended[: self.may_tell], self._ended[self.may_tell :]
-        self.may_tell -= len(told)
-        return [
-            (job, index, "absent", 0, seconds) if index == self._refused else (job, index, *rest, seconds)
-            for job, index, *rest, seconds in told
-        ]
+        ended = self._queue.poll()
+        self._fetched = sorted(self._fetched + [end for end in ended if end[0] in self._jobs])
+        told = [end for end in ended if end[0] not in self._jobs]
+        while self.may_tell and self._fetched and self._fetched[0][1] == self._told % CHUNKS:
+            self.may_tell, self._told = self.may_tell - 1, self._told + 1
+            job, index, *rest, seconds = self._fetched.pop(0)
+            missing = index == self._refused
+            told.append((job, index, "absent", 0, seconds) if missing else (job, index, *rest, seconds))
+        return told
 
 
 class Slow:
@@ -79,7 +88,7 @@ class Slow:
         self.engine.run()
         assert self.request.output
         assert self.engine.wrong == 0
-        self.let(4)
+        self.let(CHUNKS)
         assert_idle(self.engine)
 
 

@@ -56,6 +56,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.now))
     monkeypatch.setattr(resets, "threading", time.background)
     monkeypatch.setattr(resets, "RETRY_EVERY_S", 0.01)
+    monkeypatch.setattr(tiering, "sleep", lambda seconds: None)
     # These engines have few blocks.
     monkeypatch.setattr(fetches, "LENT_SHARE_MAX", 1.0)
     monkeypatch.setattr(tiering, "FIND_S_MAX", 0.02)

@@ -10,7 +10,7 @@ import pytest
 from test_tiering import PROMPT, Searched, Stalled, settings, until
 from toy_engine import Request, ToyEngine
 
-from lmcache_rs.connector import resets
+from lmcache_rs.connector import resets, tiering
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.resets import Resets
 
@@ -199,6 +199,28 @@ def test_an_idle_engine_resets_again_what_was_being_written() -> None:
     assert tier.resets == 2
     assert not one.scheduler.has_work()
     assert one.scheduler.clear()[1]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_reset_waits_for_what_a_worker_nearby_is_writing(
+    ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier, worker = Tier(), Answering()
+    one = engine({"slow": Stalled()}, worker, tier, blocking_timeout_secs=0)
+    one.scheduler.worker_nearby = one.workers[0]
+    one.run(Request("a", PROMPT))
+    until(one, lambda: len(worker.chunks) == 4)
+    looks = []
+
+    def look(_seconds: float) -> None:
+        looks.append(tier.resets)
+        if ends and len(looks) <= 4:
+            worker.answer(len(looks) - 1)
+
+    monkeypatch.setattr(tiering, "sleep", look)
+    assert one.scheduler.clear()[1] == ends
+    assert tier.resets == 1
+    assert looks == [0] * (4 if ends else tiering.LAST_WRITES_LOOKS)
 
 
 def test_a_write_that_never_ends_does_not_keep_an_idle_engine_busy_for_ever(

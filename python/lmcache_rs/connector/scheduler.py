@@ -261,7 +261,7 @@ class SchedulerSide:
         try:
             rows = self._forget()
         finally:
-            complete = self._tiering.clear()
+            complete = self._tiering.clear(self._ask_nearby if self.worker_nearby is not None else None)
         return rows, complete
 
     def _forget(self) -> int:

@@ -1,8 +1,9 @@
 """The slower tiers as the scheduler side sees them: searched for what RAM lacks, fetched from, written to."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import sleep
 
 from lmcache_rs._core import Index
 from lmcache_rs.connector.barrier import Barrier
@@ -22,6 +23,9 @@ from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tiers import FIND_S_MAX, OpenTier
 from lmcache_rs.connector.troubles import Troubles
 from lmcache_rs.connector.writes import Writes
+
+LAST_WRITES_S_MAX, LAST_WRITES_LOOKS = 1.0, 200
+"""A reset waits so long for what is being written, and looks so often. VLLM's sleep (0.33) fails when it says False."""
 
 
 @dataclass(slots=True, eq=False)
@@ -208,16 +212,22 @@ class Tiering:
                 owner.acknowledge(job, result)
                 del acks.jobs[job]  # only now: what fails is taken in again with what is left
 
-    def clear(self) -> bool:
+    def clear(self, ask: Callable[[], None] | None) -> bool:
         """Have nothing found any more that was written before now; until that is sure the tiers are not used.
 
-        False: other processes may find it. Some tier could not be told; or something is being written now and may come
-        after this, so that there is another reset once that has ended.
+        `ask` takes in the answers of a worker nearby, so that what is being written now can be waited for. False: other
+        processes may find it. Some tier could not be told; or something is still being written and may come after
+        this, so that there is another reset once that has ended.
         """
         self._cleared_at = time.monotonic()
         for wanted in list(self._wanted.values()):
             self.forget(wanted.record)
         self._writes.withdraw()
+        for _ in range(LAST_WRITES_LOOKS):
+            if ask is None or not self._writes.busy:
+                break
+            sleep(LAST_WRITES_S_MAX / LAST_WRITES_LOOKS)
+            ask()
         return self._resets.reset(again=self._writes.busy)
 
     def close(self) -> None:

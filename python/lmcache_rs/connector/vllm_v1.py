@@ -39,6 +39,12 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         """Map the host memory and meet vLLM's KV tensors."""
         self._sides.register_kv_caches(kv_caches)
 
+    @guard(lambda: None)
+    def unregister_kv_caches(self) -> None:
+        """VLLM since 0.33 is about to unmap its KV; it maps it at the same addresses again."""
+        if self._worker is not None:
+            self._worker.drain()
+
     @guard(lambda: None, repair=lambda self, metadata: self._begin_step(metadata))
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         """The first hook of every step that sees its orders: asynchronous loads start here."""
