@@ -39,7 +39,9 @@ test-rust: setup
 
 .PHONY: test-python  ## Run the tests of the Python package, the connector and the examples.
 test-python: setup model
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@# Each engine has one thread. A file's tests stay together, as they share what they are compared with.
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest \
+		--numprocesses logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: soak  ## Run the long forms of the tests, DURATION seconds each (default 60), and count what is wrong.
 soak: setup model

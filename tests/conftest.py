@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -70,7 +71,8 @@ def other_model(run_script: RunScript) -> Callable[[str], Path]:
             prepare_model.MODELS.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=prepare_model.MODELS, prefix="unfinished-") as folder:
                 run_script(OTHER_MODELS, name, Path(folder) / "model")
-                (Path(folder) / "model").rename(path)
+                with contextlib.suppress(OSError):  # another process was quicker
+                    (Path(folder) / "model").rename(path)
         return path
 
     return make

@@ -66,6 +66,10 @@ class Tiers:
         """Kill a server that another process started."""
         os.kill(pid, signal.SIGKILL)
 
+    def hang(self, pid: int, hangs: bool = True) -> None:
+        """Stop a server that another process started, or let it go on."""
+        os.kill(pid, signal.SIGSTOP if hangs else signal.SIGCONT)
+
     def start(self, command: list[str]) -> None:
         """Start a server, which ends with this process's session."""
         # With this process's output it would keep its reader waiting.

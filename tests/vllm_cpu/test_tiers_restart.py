@@ -111,7 +111,7 @@ def test_two_ranks_on_disk(
 def test_redis(
     run_scenario: Callable[..., Run], baseline: Callable[..., Run], redis_server: RedisServer
 ) -> None:
-    """Found after a restart; the server dies and comes back while the engine serves; nothing after a reset."""
+    """Found after a restart; the server hangs, dies and comes back beside a serving engine; nothing after a reset."""
     # vLLM logs what is in the connector's configuration; passwords belong into the environment.
     redis: dict[str, Any] = {
         "connector": connector(write_policy="through"),
@@ -129,16 +129,21 @@ def test_redis(
     assert second.results[2]["fetched_chunks:redis"] == CHUNKS
     assert second.results[3] is True
 
+    pid, again = {"pid": redis_server.pid}, ("served_again", {"prompt": A, "tokens": 599})
     steps: Steps = [generate(A, B, C), ("written", {}), ("clear_ram", {}), generate(B)]
-    steps += [("kill", {"pid": redis_server.pid}), ("clear_ram", {}), generate(A, C), ("stats", {})]
-    steps += [("start", {"command": redis_server.command}), ("served_again", {"prompt": A, "tokens": 599})]
+    steps += [("hang", pid), ("clear_ram", {}), generate(A, C), ("hang", {**pid, "hangs": False}), again]
+    steps += [("kill", pid), ("clear_ram", {}), generate(A, C), ("stats", {})]
+    steps += [("start", {"command": redis_server.command}), again]
     third = run_scenario(steps, **redis)
     assert third.cached(0) == [0, 0, 0], "reset by the engine before"
     assert third.cached(3) == [599], "written anew"
-    assert third.cached(6) == [0, 0], "the server is dead"
-    assert third.cached(9) == [599], "it is back"
-    assert third.tokens() == [[*right_a, *right_b, *right_c], right_b, [*right_a, *right_c], right_a]
-    stats = third.results[7]
+    assert third.cached(6) == [0, 0], "the server hangs"
+    assert third.cached(8) == [599], "it goes on"
+    assert third.cached(11) == [0, 0], "the server is dead"
+    assert third.cached(14) == [599], "it is back"
+    a_and_c = [*right_a, *right_c]
+    assert third.tokens() == [[*right_a, *right_b, *right_c], right_b, a_and_c, right_a, a_and_c, right_a]
+    stats = third.results[12]
     assert not [name for name in stats if name.startswith("errors")]
     assert any(name.startswith("tier_refusals:redis_find_") for name in stats), stats
     assert "KV on redis is not used: it failed or cannot be reached." in third.log

@@ -87,6 +87,7 @@ class Coming:
     wait_s: float
     """They are waited for so long."""
     let_go: Callable[["Coming"], None]
+    held: bool = True
 
     @property
     def blocks(self) -> int:
@@ -115,5 +116,7 @@ class Coming:
         return pieces
 
     def release(self) -> None:
-        """What has come can be found from now on. Once."""
-        self.let_go(self)
+        """What has come can be found from now on. Safe twice."""
+        if self.held:
+            self.held = False
+            self.let_go(self)
