@@ -25,7 +25,8 @@ def run_twice(run_script: RunScript, model: Path, *options: str, in_process: boo
     (first,), (second,) = (re.findall(shape, output, re.MULTILINE) for output in runs)
     words, found, total = first
     assert int(found) == 0
-    assert second == (words, str(int(total) - 1), total)
+    # vLLM counts the last token too, which it computes all the same, if the load began before all had come.
+    assert second in [(words, str(int(total) - last), total) for last in (0, 1)]
     return runs[1]
 
 
