@@ -1,11 +1,11 @@
 """How long vLLM's scheduler waits for a call of ours under load: half, 99 %, 99.9 % and all of the calls.
 
-    python benches/scheduler_calls.py [--steps 3000] [--rows 65536] [--stalled-redis]
+    python benches/scheduler_calls.py [--steps 3000] [--rows 65536] [--step-tokens 32768] [--stalled-redis]
 
-Without vLLM: requests of 8,192 tokens come, every second one with a prefix that came before; each is computed in chunks
-of 2,048 tokens, 16 at a time; answers of loads and stores come two steps late, as when steps overlap; the pool is full
-throughout, so that every store evicts. The floor is 0; a step of a GPU takes 7 ms. With --stalled-redis there is a
-Redis tier whose server takes connections and never answers, and steps are 7 ms apart.
+Without vLLM: requests of 8,192 tokens come, every second one with a prefix that came before; 16 at a time are computed,
+so many tokens a step in all (vLLM's own limit is 8,192 or 16,384); answers of loads and stores come two steps late, as
+when steps overlap; the pool is full throughout, so that every store evicts. The floor is 0; a step of a GPU takes 7 ms.
+With --stalled-redis there is a Redis tier whose server takes connections and never answers, and steps are 7 ms apart.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tiers import open_tiers
 
-BLOCK, BLOCKS, CHUNK = 16, 512, 128
+BLOCK, BLOCKS = 16, 512
 RUNNING, STEMS, LATE = 16, 64, 2
 GPU_BLOCKS = 2 * RUNNING * BLOCKS
 STEP_S = 7e-3
@@ -67,7 +67,8 @@ def hashes(count: int) -> list[bytes]:
 class Load:
     """The requests, and a stopwatch around every call."""
 
-    def __init__(self, rows: int, remote_url: str | None) -> None:
+    def __init__(self, rows: int, step_tokens: int, remote_url: str | None) -> None:
+        self.share = step_tokens // RUNNING
         geometry = Geometry(BLOCK, 2 << 20, rows, ("l",), GPU_BLOCKS, 1, "cuda", 1)
         self.counters = Counters()
         barrier = Barrier(self.counters.add)
@@ -134,9 +135,7 @@ class Load:
         while len(self.running) + len(self.waiting) < RUNNING:
             self.arrive()
         self.admit()
-        counts = {
-            r.request_id: min(CHUNK * BLOCK, r.num_tokens - r.num_computed_tokens) for r in self.running
-        }
+        counts = {r.request_id: min(self.share, r.num_tokens - r.num_computed_tokens) for r in self.running}
         new = [
             SimpleNamespace(
                 req_id=r.request_id, block_ids=(r.table,), num_computed_tokens=r.num_computed_tokens
@@ -191,13 +190,14 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rows", type=int, default=65_536)
+    parser.add_argument("--step-tokens", type=int, default=32_768)
     parser.add_argument("--stalled-redis", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     url, pause = None, 0.0
     if options.stalled_redis:
         url, pause = f"redis://127.0.0.1:{stalled_server().getsockname()[1]}", STEP_S
-    load = Load(options.rows, url)
+    load = Load(options.rows, options.step_tokens, url)
     for _ in range(options.steps // 10):
         load.step()
     load.times.clear()
