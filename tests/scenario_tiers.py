@@ -27,13 +27,15 @@ class Tiers:
         scheduler, deadline = handle()._scheduler, time.monotonic() + WAIT_S
         while scheduler.has_work() or scheduler._tiering._writes.busy:
             self.llm.llm_engine.step()
+            # An engine that has nothing to compute does not wait for writes, and makes no step for them.
+            scheduler._ask_nearby()
             time.sleep(1e-3)
             if time.monotonic() > deadline:
                 raise RuntimeError("writes do not end")
         return dict(handle().stats())
 
     def trickle(self) -> None:
-        """From now on the worker is told of one fetched or written chunk each `POLLS_A_CHUNK` times that it asks."""
+        """From now on the worker is told of one fetched chunk each `POLLS_A_CHUNK` times that it asks."""
         tiers = worker_side().tiers
         open_tiers = tiers._open_tiers
 
@@ -92,19 +94,28 @@ class Tiers:
 
 
 class Trickling:
-    """A rank's queue that tells of one end at a time."""
+    """A rank's queue that tells of one fetched chunk at a time, in their order."""
 
     def __init__(self, queue: Any) -> None:
         self._queue, self._polls = queue, 0
-        self._ended: list[Any] = []
+        self._next: dict[int, int] = {}
+        self._fetched: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
 
+    def load(self, job: int, *arguments: Any) -> None:
+        self._next[job] = 0
+        self._queue.load(job, *arguments)
+
     def poll(self) -> list[Any]:
-        self._ended += self._queue.poll()
+        ended = self._queue.poll()
+        self._fetched = sorted(self._fetched + [end for end in ended if end[0] in self._next])
+        told = [end for end in ended if end[0] not in self._next]
         self._polls += 1
-        if self._polls % POLLS_A_CHUNK:
-            return []
-        told, self._ended = self._ended[:1], self._ended[1:]
+        if self._polls % POLLS_A_CHUNK == 0 and self._fetched:
+            job, index = self._fetched[0][:2]
+            if index == self._next[job]:
+                self._next[job] += 1
+                told.append(self._fetched.pop(0))
         return told

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from lmcache_rs._core import HostPool
 torch = pytest.importorskip("torch")
 
 from lmcache_rs.copy.cpu import CpuMover, as_blocks  # noqa: E402
-from lmcache_rs.copy.cuda import Pins, common_device  # noqa: E402
+from lmcache_rs.copy.cuda import PROGRESS_THREAD, Pins, common_device  # noqa: E402
 from lmcache_rs.copy.pages import load_plainly, page_of  # noqa: E402
 from lmcache_rs.errors import DeviceError  # noqa: E402
 
@@ -114,8 +117,24 @@ class StubPool:
             raise DeviceError(self.refusal)
 
 
-def pins(pool: StubPool, policy: str) -> Any:
-    return Pins(pool, policy, 3)  # type: ignore[arg-type]
+@pytest.fixture
+def pins() -> Iterator[Callable[[StubPool, str], Pins]]:
+    """Makes them, and has them tell no more in the end."""
+    made = []
+
+    def make(pool: StubPool, policy: str) -> Pins:
+        made.append(Pins(pool, policy, 3))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+    while progress_threads():
+        time.sleep(0.001)
+
+
+def progress_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == PROGRESS_THREAD]
 
 
 @pytest.fixture
@@ -124,13 +143,13 @@ def warnings_of(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatc
     return lambda: [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_off_pins_nothing(warnings_of: Any) -> None:
+def test_off_pins_nothing(pins: Any, warnings_of: Any) -> None:
     pool = StubPool("no driver")
     pins(pool, "off").check()
     assert (pool.devices, warnings_of()) == ([], [])
 
 
-def test_prefer_says_once_what_failed_and_goes_on(warnings_of: Any) -> None:
+def test_prefer_says_once_what_failed_and_goes_on(pins: Any, warnings_of: Any) -> None:
     pins(StubPool("no driver"), "prefer").check()
     pool = StubPool()
     preferred = pins(pool, "prefer")
@@ -144,7 +163,17 @@ def test_prefer_says_once_what_failed_and_goes_on(warnings_of: Any) -> None:
     assert pool.devices == [3]
 
 
-def test_require_raises_at_once_or_from_then_on() -> None:
+def test_progress_is_told_while_there_is_some(pins: Any) -> None:
+    with pytest.raises(DeviceError):
+        pins(StubPool("no driver"), "require")
+    pins(StubPool("no driver"), "prefer")
+    pins(StubPool(), "off")
+    assert not progress_threads()
+    pins(StubPool(), "prefer")
+    assert progress_threads()
+
+
+def test_require_raises_at_once_or_from_then_on(pins: Any) -> None:
     with pytest.raises(DeviceError, match="no driver"):
         pins(StubPool("no driver"), "require")
     pool = StubPool()

@@ -38,6 +38,8 @@ CLOSE_S_MAX = 5.0
 TELL_EVERY_S = 5.0
 """How often the progress of pinning is told, which takes some seconds for 16 GiB."""
 
+PROGRESS_THREAD = "lmcache-pin-progress"
+
 FIRST_PIN_S_MAX = 30.0
 """With `pin: require`, the constructor waits this long for the first rows to be pinned."""
 
@@ -136,6 +138,7 @@ class CudaMover:
 
         Whether the GPU touches nothing any more.
         """
+        self._pins.close()
         if self._closed:
             return self._mover.close(0)
         try:
@@ -174,9 +177,10 @@ class Pins:
                 raise
             self._settled = True
             logger.warning("the cache's memory is not pinned, copies are several times slower: %s", error)
-        threading.Thread(target=self._tell, name="lmcache-pin-progress", daemon=True).start()
+            return
         if self._required:
             self._wait_for_the_first()
+        threading.Thread(target=self._tell, name=PROGRESS_THREAD, daemon=True).start()
 
     def close(self) -> None:
         """Tell no more."""
