@@ -111,6 +111,6 @@ def follow_tables(storing: dict[str, Record], scheduled: Any, groups: Groups) ->
         elif added is not None:
             groups.extend(record.table, added)
         computed[request_id] = cached.num_computed_tokens[i]
-    for request_id, tokens in computed.items():
+    for request_id, tokens in computed.items() if not groups.plain else ():
         groups.forget_out_of_window(storing[request_id].table, tokens)
     return computed
