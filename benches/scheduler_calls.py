@@ -1,11 +1,12 @@
 """How long vLLM's scheduler waits for a call of ours under load: half, 99 %, 99.9 % and all of the calls.
 
-    python benches/scheduler_calls.py [--steps 3000] [--rows 65536] [--step-tokens 32768] [--stalled-redis]
+    python benches/scheduler_calls.py [--steps 3000] [--rows 65536] [--step-tokens 32768] [--stalled-redis] [--pace-ms 0]
 
 Without vLLM: requests of 8,192 tokens come, every second one with a prefix that came before; 16 at a time are computed,
 so many tokens a step in all (vLLM's own limit is 8,192 or 16,384); answers of loads and stores come two steps late, as
 when steps overlap; the pool is full throughout, so that every store evicts. The floor is 0; a step of a GPU takes 7 ms.
-With --stalled-redis there is a Redis tier whose server takes connections and never answers, and steps are 7 ms apart.
+With --stalled-redis there is a Redis tier whose server takes connections and never answers. With --pace-ms there is so
+much between two steps, in which caches grow cold: compare with other work of that length in the same pace.
 """
 
 import argparse
@@ -32,7 +33,6 @@ from lmcache_rs.connector.tiers import open_tiers
 BLOCK, BLOCKS = 16, 512
 RUNNING, STEMS, LATE = 16, 64, 2
 GPU_BLOCKS = 2 * RUNNING * BLOCKS
-STEP_S = 7e-3
 
 
 class Pool:
@@ -192,11 +192,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=65_536)
     parser.add_argument("--step-tokens", type=int, default=32_768)
     parser.add_argument("--stalled-redis", action="store_true")
+    parser.add_argument("--pace-ms", type=float, default=0.0)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    url, pause = None, 0.0
+    url = None
     if options.stalled_redis:
-        url, pause = f"redis://127.0.0.1:{stalled_server().getsockname()[1]}", STEP_S
+        url = f"redis://127.0.0.1:{stalled_server().getsockname()[1]}"
     load = Load(options.rows, options.step_tokens, url)
     for _ in range(options.steps // 10):
         load.step()
@@ -204,7 +205,8 @@ def main() -> None:
     began = time.perf_counter()
     for _ in range(options.steps):
         load.step()
-        time.sleep(pause)
+        if options.pace_ms:
+            time.sleep(options.pace_ms / 1e3)
     print(f"{time.perf_counter() - began:.0f} s")
     counts, stats = load.counters.totals(), load.side.index.stats()
     print(
