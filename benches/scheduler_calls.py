@@ -1,6 +1,7 @@
 """How long vLLM's scheduler waits for a call of ours under load: half, 99 %, 99.9 % and all of the calls.
 
-    python benches/scheduler_calls.py [--steps 3000] [--rows 65536] [--step-tokens 32768] [--stalled-redis] [--pace-ms 0]
+    python benches/scheduler_calls.py [--steps 3000] [--rows 65536] [--step-tokens 32768]
+        [--pace-ms 0] [--stalled-redis]
 
 Without vLLM: requests of 8,192 tokens come, every second one with a prefix that came before; 16 at a time are computed,
 so many tokens a step in all (vLLM's own limit is 8,192 or 16,384); answers of loads and stores come two steps late, as
@@ -209,10 +210,10 @@ def main() -> None:
             time.sleep(options.pace_ms / 1e3)
     print(f"{time.perf_counter() - began:.0f} s")
     counts, stats = load.counters.totals(), load.side.index.stats()
+    loads, stores, late = (int(counts.get(name, 0)) for name in ("loads", "stores", "search_timeouts"))
     print(
-        f"{len(load.times['add_request'])} requests, {int(counts['loads'])} loads, {int(counts['stores'])} stores, "
-        f"{stats['evictions']} evictions, {stats['free']} of {stats['rows']} rows free, "
-        f"{int(counts.get('search_timeouts', 0))} searches not answered in time"
+        f"{len(load.times['add_request'])} requests, {loads} loads, {stores} stores, {stats['evictions']} evictions, "
+        f"{stats['free']} of {stats['rows']} rows free, {late} searches not answered in time"
     )
     print(f"{'microseconds':16}{'calls':>9}{'50 %':>9}{'99 %':>9}{'99.9 %':>9}{'most':>9}")
     together = sorted(t for times in load.times.values() for t in times)
