@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -71,8 +70,11 @@ def other_model(run_script: RunScript) -> Callable[[str], Path]:
             prepare_model.MODELS.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=prepare_model.MODELS, prefix="unfinished-") as folder:
                 run_script(OTHER_MODELS, name, Path(folder) / "model")
-                with contextlib.suppress(OSError):  # another process was quicker
+                try:
                     (Path(folder) / "model").rename(path)
+                except OSError:
+                    if not path.exists():  # else another process was quicker
+                        raise
         return path
 
     return make

@@ -77,6 +77,13 @@ def connector(make: Callable[[], BaseException], counters: Counters) -> Any:
     return made
 
 
+def test_copies_have_ended_before_vllm_unmaps_its_kv() -> None:
+    made, drained = connector(RuntimeError, Counters()), list[bool]()
+    made._worker = SimpleNamespace(drain=lambda: drained.append(True))
+    made.unregister_kv_caches()
+    assert drained == [True]
+
+
 def test_every_hook_is_in_the_table() -> None:
     public = {name for name in vars(VLLM_V1.LMCacheConnectorV1) if not name.startswith("_")}
     assert public == set(HOOKS) | NOTHING_TO_FAIL

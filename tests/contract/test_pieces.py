@@ -169,6 +169,17 @@ def test_forgetting_everything_meanwhile_gives_no_row_away_that_is_read(tmp_path
     assert slow.engine.scheduler.index.stats()["leaving"] == 0
 
 
+def test_draining_begins_no_copy_of_what_has_not_come(tmp_path: Path) -> None:
+    """As vLLM may take its KV away after it."""
+    slow = Slow(tmp_path)
+    slow.begin()
+    slow.engine.step()
+    slow.engine.workers[0].drain()
+    slow.let(3)
+    slow.end()
+    assert slow.total("cut_loads") + slow.total("failed_loads") == 1
+
+
 def test_few_blocks_are_lent_to_what_has_not_come(tmp_path: Path) -> None:
     slow = Slow(tmp_path, blocks=40)
     for _ in range(20):

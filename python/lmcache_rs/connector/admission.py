@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmcache_rs.connector.coming import release_rows
 from lmcache_rs.connector.groups import NULL_BLOCK, Groups
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup
@@ -56,7 +57,7 @@ class Admission:
             raise
         finally:
             if plan is not None and not ordered:
-                plan.release()
+                release_rows(plan)
 
     def break_promise(self, step: int, request_id: str, block_ids: list[int], tokens: int) -> None:
         """Have a load fail that was promised and could not be ordered. Does nothing when none is open."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from lmcache_rs._core import Reservation
+from lmcache_rs._core import Lease, Reservation
 from lmcache_rs.connector.orders import JobResult, Numbers, TierOrder
 
 
@@ -120,3 +121,18 @@ class Coming:
         if self.held:
             self.held = False
             self.let_go(self)
+
+
+class KeepsRows(Protocol):
+    """Whoever has a lease on rows, and perhaps a guard on those that follow and are still on their way."""
+
+    lease: Lease | None
+    coming: Coming | None
+
+
+def release_rows(keeper: KeepsRows) -> None:
+    """The rows may leave."""
+    guards, keeper.lease, keeper.coming = (keeper.lease, keeper.coming), None, None
+    for guard in guards:
+        if guard is not None:
+            guard.release()

@@ -52,6 +52,8 @@ class Groups:
 
     def forget_out_of_window(self, table: list[int], computed: int) -> None:
         """Null the blocks that vLLM has taken from a running request; it does not say so."""
+        if self.plain:
+            return
         positions = len(table) // len(self)
         for group in range(len(self)):
             gone = min(positions, self.out_of_window(group, computed))

@@ -55,10 +55,3 @@ class LoadJob:
     def cut(self) -> bool:
         """Whether it failed since something of it did not come: nothing is wrong with what was there."""
         return self.coming is not None and not self.coming.complete
-
-    def release_rows(self) -> None:
-        """Its rows may leave."""
-        guards, self.lease, self.coming = (self.lease, self.coming), None, None
-        for guard in guards:
-            if guard is not None:
-                guard.release()

@@ -7,6 +7,7 @@ from typing import Any
 
 from lmcache_rs._core import Index, Reservation
 from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.coming import release_rows
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.jobs import LoadJob, StoreJob
@@ -133,7 +134,7 @@ class Ledger:
         job.record.loading = False
         if not self._survives("end_load", partial(self._end_load, job)):
             self._void_above(job)
-            self._survives("end_load", job.release_rows)
+            self._survives("end_load", partial(release_rows, job))
         self._survives("release", partial(self._release, job))
 
     def _close_store(self, job: StoreJob) -> None:
@@ -216,7 +217,7 @@ class Ledger:
             self._fail_load(job)
         else:
             self._count("load", job.record.user_id, job.result)
-        job.release_rows()
+        release_rows(job)
 
     def _fail_load(self, job: LoadJob) -> None:
         job.record.failures += 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from lmcache_rs._core import Index, Match
 from lmcache_rs.connector.chunks import Chain
-from lmcache_rs.connector.coming import Coming
+from lmcache_rs.connector.coming import Coming, release_rows
 from lmcache_rs.connector.requests import Plan, Record
 from lmcache_rs.connector.rules import LookupRules
 from lmcache_rs.connector.stats import Counters
@@ -57,17 +57,15 @@ class Lookup:
         other request could run meanwhile, so holding the step costs nobody anything. `loads_beside`: another load is on
         its way, and what holds the step would wait behind it.
         """
-        request = record.request
         if not record.reads:
             return 0, False
         if record.loading:
             # Preempted before every rank said how its load ended: what failed must not be offered again.
             return 0, False
-        plan, epoch = record.plan, self._index.epoch
-        asked = (num_computed, request.num_tokens, epoch)
-        if plan is None or plan.coming or (plan.num_computed, plan.num_tokens, plan.epoch) != asked:
+        plan = self._current(record, num_computed)
+        if plan is None or plan.coming is not None:
             self.forget(record)
-            plan = record.plan = self._plan(record, num_computed, epoch, alone, loads_beside)
+            plan = record.plan = self._plan(record, num_computed, self._index.epoch, alone, loads_beside)
         if plan.tokens is None:
             record.plan = None
         return plan.tokens, plan.asynchronous
@@ -79,12 +77,17 @@ class Lookup:
 
         `join`: guards what is coming from a block on.
         """
-        plan, request = record.plan, record.request
-        asked = (num_computed, request.num_tokens, self._index.epoch)
-        if plan is None or plan.coming is None or (plan.num_computed, plan.num_tokens, plan.epoch) != asked:
+        plan = self._current(record, num_computed)
+        if plan is None or plan.coming is None:
             self.forget(record)
             plan = record.plan = self._plan_coming(record, num_computed, join)
         return (plan.tokens, True) if plan is not None else (None, False)
+
+    def _current(self, record: Record, num_computed: int) -> Plan | None:
+        """The answer to the last question, if this is the same."""
+        plan, asked = record.plan, (num_computed, record.request.num_tokens, self._index.epoch)
+        same = plan is not None and (plan.num_computed, plan.num_tokens, plan.epoch) == asked
+        return plan if same else None
 
     def decline(self, record: Record, num_computed: int, reason: str) -> None:
         """Offer nothing, and keep nothing for the request."""
@@ -96,7 +99,7 @@ class Lookup:
         plan, record.plan = record.plan, None
         if plan is not None:
             self._waiting_rows -= plan.lease_rows
-            plan.release()
+            release_rows(plan)
 
     def admit(self, record: Record) -> None:
         """The request is admitted with its answer: the plan is the caller's now, with a lease if it found anything."""

@@ -107,9 +107,7 @@ class Pieces:
 
     def _go_on(self, load: _Load, mover: Mover) -> None:
         for job in [job for job in load.waits if job in self._results]:
-            rows = load.waits.pop(job, None)
-            if rows is None:  # given up meanwhile
-                return
+            rows = load.waits.pop(job)
             if not self._results[job]:
                 load.fail()
                 return
@@ -118,6 +116,7 @@ class Pieces:
             except BaseException as error:
                 self._report("load", error)
                 load.fail()
+                return
 
     def _copy(self, load: _Load, part: slice, mover: Mover) -> None:
         name = next(self._names)

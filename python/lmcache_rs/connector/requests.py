@@ -29,13 +29,6 @@ class Plan:
     coming: Coming | None = None
     """What follows the leased rows and is still on its way."""
 
-    def release(self) -> None:
-        """Nothing is kept for it any more."""
-        guards, self.lease, self.coming = (self.lease, self.coming), None, None
-        for guard in guards:
-            if guard is not None:
-                guard.release()
-
 
 @dataclass(slots=True)
 class Record:
@@ -111,6 +104,6 @@ def follow_tables(storing: dict[str, Record], scheduled: Any, groups: Groups) ->
         elif added is not None:
             groups.extend(record.table, added)
         computed[request_id] = cached.num_computed_tokens[i]
-    for request_id, tokens in computed.items() if not groups.plain else ():
+    for request_id, tokens in computed.items():
         groups.forget_out_of_window(storing[request_id].table, tokens)
     return computed
