@@ -4,8 +4,8 @@
 
 A redis-server of the benchmark's own holds 8 chunks. In each round they are being loaded when it is killed (-9), or
 stopped (SIGSTOP); then it is asked for them every 10 ms, as requests would, for 3 s; then it is started, or goes on.
-Times are from `find` to the answer. The limits: 1 ms once the tier rests; 2 s from the server's
-return until chunks are found and stored again.
+Times are from `find` to the answer. The limits: 1 ms once the tier rests; 2 s from the server's return until chunks are
+found and stored again.
 """
 
 from __future__ import annotations
