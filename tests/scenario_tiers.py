@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from held_queue import HeldQueue
 from scenario_damage import handle, worker_side
 
 WAIT_S = 60.0
@@ -93,29 +94,12 @@ class Tiers:
             time.sleep(0.2)
 
 
-class Trickling:
-    """A rank's queue that tells of one fetched chunk at a time, in their order."""
+class Trickling(HeldQueue):
+    """Tells of one fetched chunk at a time."""
 
-    def __init__(self, queue: Any) -> None:
-        self._queue, self._polls = queue, 0
-        self._next: dict[int, int] = {}
-        self._fetched: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._queue, name)
-
-    def load(self, job: int, *arguments: Any) -> None:
-        self._next[job] = 0
-        self._queue.load(job, *arguments)
+    _polls = 0
 
     def poll(self) -> list[Any]:
-        ended = self._queue.poll()
-        self._fetched = sorted(self._fetched + [end for end in ended if end[0] in self._next])
-        told = [end for end in ended if end[0] not in self._next]
         self._polls += 1
-        if self._polls % POLLS_A_CHUNK == 0 and self._fetched:
-            job, index = self._fetched[0][:2]
-            if index == self._next[job]:
-                self._next[job] += 1
-                told.append(self._fetched.pop(0))
-        return told
+        self.may_tell = int(self._polls % POLLS_A_CHUNK == 0)
+        return super().poll()

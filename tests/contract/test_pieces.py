@@ -11,6 +11,7 @@ import pytest
 from test_tiering import NAMESPACE, PROMPT, assert_idle, fill, found, settings, until
 from toy_engine import BLOCK, ROW_BYTES, Request, ToyEngine
 
+from held_queue import HeldQueue
 from lmcache_rs.config import load_config
 from lmcache_rs.connector import pieces
 from lmcache_rs.connector.orders import DONE, FAILED, LoadOrder
@@ -21,30 +22,16 @@ CHUNKS = 4
 """Of the prompt."""
 
 
-class Held:
-    """A rank's queue that tells of no more fetched chunks than it may, in their order; `refused` is not there."""
+class Held(HeldQueue):
+    """Chunk number `refused` of each load is not there."""
 
     def __init__(self, queue: Any, refused: int | None) -> None:
-        self._queue, self._refused = queue, refused
-        self._fetched: list[Any] = []
-        self._jobs: set[int] = set()
-        self.may_tell, self._told = 1, 0
-        self.store, self.counters, self.close = queue.store, queue.counters, queue.close
+        super().__init__(queue, may_tell=1)
+        self._refused = refused
 
-    def load(self, job: int, *arguments: Any) -> None:
-        self._jobs.add(job)
-        self._queue.load(job, *arguments)
-
-    def poll(self) -> list[Any]:
-        ended = self._queue.poll()
-        self._fetched = sorted(self._fetched + [end for end in ended if end[0] in self._jobs])
-        told = [end for end in ended if end[0] not in self._jobs]
-        while self.may_tell and self._fetched and self._fetched[0][1] == self._told % CHUNKS:
-            self.may_tell, self._told = self.may_tell - 1, self._told + 1
-            job, index, *rest, seconds = self._fetched.pop(0)
-            missing = index == self._refused
-            told.append((job, index, "absent", 0, seconds) if missing else (job, index, *rest, seconds))
-        return told
+    def tell(self, end: Any) -> Any:
+        job, index, *_, seconds = end
+        return (job, index, "absent", 0, seconds) if index == self._refused else end
 
 
 class Slow:
