@@ -38,6 +38,7 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
         self.ids = 0
         self.preempted = 0
         self.layers_joined = 0
+        self.loads_gated = 0
         self.drafted = 0
         self._count_preemptions_and_drafts()
 
@@ -236,7 +237,7 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
         return str(vllm.__version__)
 
     def load_by_layers(self) -> None:
-        """From now on synchronous loads of any size come by layers; `layer_joins` counts what the forward waits for."""
+        """From now on synchronous loads of any size come by layers; what the forward waits for, and how, is counted."""
         import dataclasses
 
         lookup, mover = handle()._scheduler._lookup, worker_side()._mover
@@ -248,6 +249,17 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
             join(job, layer)
 
         mover.join_load = counting
+        gate = mover.gate_load
+
+        def counting_gates(job: int) -> bool:
+            gated = gate(job)
+            self.loads_gated += gated
+            return bool(gated)
+
+        mover.gate_load = counting_gates
+
+    def gated_loads(self) -> int:
+        return self.loads_gated
 
     def layer_joins(self) -> int:
         return self.layers_joined

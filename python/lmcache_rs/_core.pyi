@@ -362,6 +362,9 @@ class GpuMover:
         layer_parts: int,
         keep: Any = None,
     ) -> GpuMover: ...
+    @property
+    def part_layers(self) -> list[int]:
+        """The first layer of each part of a load by layers."""
     def submit_load(
         self, job: int, rows: _Numbers, blocks: _Numbers, stream: int | None = None, by_layers: bool = False
     ) -> None:

@@ -44,7 +44,7 @@ class LateMover:
     ) -> None:
         self.rows = rows
         self.memory = np.zeros((rows, kv.shape[1]), np.uint64)
-        self.hurry = False
+        self.hurry = self.captured = False
         self.excused: set[int] = set()
         self.violations: list[str] = []
         self._source = source
@@ -74,6 +74,19 @@ class LateMover:
             self._broken.append((job, -1, 0.0))
         else:
             self._now.append((job, copy.blocks.nbytes, 0.0))
+
+    def is_captured(self) -> bool:
+        return self.captured
+
+    def gate(self, layer: int) -> None:
+        assert self.captured
+
+    def gate_load(self, job: int) -> bool:
+        """What a replay waits for is there before it reads it."""
+        gates = self._source.random() < 0.5
+        if gates:
+            self.join_load(job)
+        return gates
 
     def rescue(self, rows: Any, blocks: Any) -> bool:
         if self._source.random() < 0.5:

@@ -104,13 +104,17 @@ class Ranks:
                 pool: Any = mover.memory
                 tiers = TierWorker(pool, self.tiers.opener(rank), Barrier(count))
                 worker.attach(mover, {"l": 0}, tiers)
+                if source.random() < 0.5:
+                    mover.captured = True
+                    worker.before_layer("l")
+                    mover.captured = False
             else:
                 worker.attach(None, {"l": 0})
             self.movers.append(mover)
             self.workers.append(worker)
 
     def _before_forward(self, worker: WorkerSide, step: Step) -> None:
-        """A forward that asks for its layers, or one that cannot."""
+        """A forward that asks for its layers, or a captured one."""
         asks = self._source.random() < 0.5
         worker.before_forward(step.orders, by_layers=asks)
         if asks:

@@ -49,6 +49,7 @@ HOOKS: dict[str, tuple[tuple[Any, ...], Any]] = {
 NOTHING_TO_FAIL = {
     "build_kv_connector_stats",
     "build_prom_metrics",
+    "has_connector_metadata",
     "requires_kv_delivery",
     "save_kv_layer",
     "set_xfer_handshake_metadata_pp_aware",
@@ -82,6 +83,17 @@ def test_copies_have_ended_before_vllm_unmaps_its_kv() -> None:
     made._worker = SimpleNamespace(drain=lambda: drained.append(True))
     made.unregister_kv_caches()
     assert drained == [True]
+
+
+def test_hooks_of_layers_are_called_in_steps_and_in_captures() -> None:
+    made = connector(RuntimeError, Counters())
+    assert made.has_connector_metadata()
+    made.clear_connector_metadata()
+    assert not made.has_connector_metadata(), "a worker that cannot tell"
+    for captured in (True, False):
+        made._worker = SimpleNamespace(is_captured=lambda captured=captured: captured)
+        assert made.has_connector_metadata() == captured
+        assert made._orders() is None
 
 
 def test_every_hook_is_in_the_table() -> None:

@@ -38,6 +38,12 @@ GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_m
 VARIANTS: dict[str, dict[str, Any]] = {
     "graphs": {"llm": GRAPHS},
     "by layers": {"llm": GRAPHS, "before": [("load_by_layers", {})]},
+    "by layers, eager": {"before": [("load_by_layers", {})]},
+    "by layers, first model runner": {
+        "llm": GRAPHS,
+        "before": [("load_by_layers", {})],
+        "env": {"VLLM_USE_V2_MODEL_RUNNER": "0"},
+    },
     "told early": {"extra": {"sync_load_max_size": 0}, "llm": GRAPHS, "before": [("tell_loads_early", {})]},
     "eager, asynchronous": {"extra": {"sync_load_max_size": 0}},
     "prefix caching, generated tokens": {
@@ -57,7 +63,13 @@ def test_a_life_of_requests(
     cache = connector(name=NAME, **options.pop("extra", {}))
     llm, env = BASE | options.pop("llm", {}), ENV | options.pop("env", {})
     before: Steps = options.pop("before", [])
-    after: Steps = [("early_loads", {}), ("layer_joins", {}), ("settle", {}), ("stats", {})]
+    after: Steps = [
+        ("gated_loads", {}),
+        ("early_loads", {}),
+        ("layer_joins", {}),
+        ("settle", {}),
+        ("stats", {}),
+    ]
     run = run_scenario([*before, *LIFE, *after], connector=cache, llm=llm, env=env)
     assert run.tokens() == baseline(LIFE, llm=llm, env=env).tokens()
     stats = run.results[-1]
@@ -65,7 +77,8 @@ def test_a_life_of_requests(
     assert not [name for name in stats if name.startswith("errors")], stats
     assert stats["loads"] > 0
     assert not stats.get("failed_loads"), stats
-    assert (run.results[-3] > 0) == (variant == "by layers")
+    assert (run.results[-3] > 0) == variant.startswith("by layers")
+    assert (run.results[-5] > 0) == (variant.startswith("by layers") and "eager" not in variant)
     assert (run.results[-4] > 0) == (variant == "told early")
     if variant == "graphs":
         assert {step: run.cached(step) for step in HITS} == HITS

@@ -161,6 +161,7 @@ class Fetches:
                 self._end(job)
             finally:
                 job.came = bool(job.came)
+                self._drop_forgotten()
 
     def _end(self, job: FetchJob) -> None:
         failed = bool(job.result.failed)
@@ -176,7 +177,6 @@ class Fetches:
                 fetch.bytes += job.result.bytes
             if not fetch.jobs:
                 _tell(fetch)
-        self._drop_forgotten()
         if job.scratch is not None:
             job.scratch.abort()
         progress = job.progress

@@ -171,9 +171,7 @@ class Lookup:
             # VLLM computes the last token all the same. Where it drops blocks out of the window of the token after
             # that one, it would drop one that the last token still needs.
             need = total - num_computed
-        by_layers = False
-        if not asynchronous:
-            need, by_layers = self._layered(request, num_computed, need, load_slots * self._slot_bytes)
+        by_layers = not asynchronous and self._comes_by_layers(num_computed, load_slots)
         plan = Plan(num_computed, request.num_tokens, epoch, need, asynchronous, by_layers)
         self._keep(plan, match)
         return plan
@@ -209,17 +207,12 @@ class Lookup:
         beside = rules.asynchronous and slots * self._slot_bytes > limit and not (alone and limit)
         return rules.asynchronous_only or beside, slots
 
-    def _layered(self, request: Any, num_computed: int, need: int, load_bytes: int) -> tuple[int, bool]:
-        """Tokens to load, and whether by layers: whole blocks only, and at least two tokens are left to compute.
-
-        vLLM runs a step of one token a request as one CUDA graph, which can wait for no layer, and in a block that is
-        partly loaded it would write tokens before that block's layer has come.
-        """
-        least, size = self._rules.layered_bytes_min, self._block_size
-        if least is None or load_bytes < least or num_computed % size:
-            return need, False
-        whole = min(num_computed + need, request.num_tokens - 2) // size * size - num_computed
-        return (whole, True) if whole > 0 else (need, False)
+    def _comes_by_layers(self, num_computed: int, slots: int) -> bool:
+        """Whether a load that holds the step is worth it, and fills its blocks from their first token on."""
+        least = self._rules.layered_bytes_min
+        return (
+            least is not None and slots * self._slot_bytes >= least and num_computed % self._block_size == 0
+        )
 
     def _why_not(self, record: Record, match: Match, need: int) -> str | None:
         if need >= max(1, self._rules.min_tokens):

@@ -27,6 +27,15 @@ class Mover(Protocol):
     def join_load(self, job: int, layer: int | None = None) -> None:
         """What is computed from now on comes after the load, or after its layer, whichever way the device does it."""
 
+    def is_captured(self) -> bool:
+        """Whether what the calling thread computes now is not run but captured, to be replayed in later forwards."""
+
+    def gate(self, layer: int) -> None:
+        """In a capture, between the use of this layer and of the next one: replays wait here for gated loads."""
+
+    def gate_load(self, job: int) -> bool:
+        """Have the replay that comes next wait for a load by layers at its gates; False: the load must be joined."""
+
     def rescue(self, rows: Numbers, blocks: Numbers) -> bool:
         """Load before the next forward what `load_now` failed to, however slowly; False: there is no other way."""
 

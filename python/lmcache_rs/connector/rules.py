@@ -11,11 +11,10 @@ On the CPU about 10 ms at memory speed, where an asynchronous load costs its req
 decode step takes longer than that. On a GPU about half a millisecond of the bus.
 """
 
-LAYERED_LOAD_BYTES_MIN = {"cpu": None, "cuda": 1 << 30}
-"""Synchronous loads from this size on come layer by layer where vLLM's forward can wait for layers.
+LAYERED_LOAD_BYTES_MIN = {"cpu": None, "cuda": 64 << 20}
+"""Synchronous loads from this size on come layer by layer: the forward runs beside the load, most of its 7 ms.
 
-What it computes of a prompt then goes on beside the load, and the 7 ms of a step after it are saved. But that takes a
-step without CUDA graphs, which costs the CPU 0.6 ms a layer or more: a load of this size (20 ms of the bus) hides that.
+Of smaller ones the load itself is shorter than what the four parts cost.
 """
 
 

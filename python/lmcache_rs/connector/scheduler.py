@@ -7,7 +7,7 @@ from typing import Any
 from lmcache_rs._core import Index, KeySpace
 from lmcache_rs.config import Config
 from lmcache_rs.connector.admission import Admission
-from lmcache_rs.connector.barrier import Barrier, is_survivable
+from lmcache_rs.connector.barrier import Barrier, guard, is_survivable
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
 from lmcache_rs.connector.identity import Adapters, UnnameableError, identity, is_private
@@ -95,6 +95,7 @@ class SchedulerSide:
         """Take vLLM's block pool; stores need it to keep their source blocks."""
         self._held.bind(pool, self._before_reset)
 
+    @guard(lambda: None)
     def _before_reset(self) -> None:
         """VLLM resets its block pool, and may unmap KV after that: nothing may hold blocks, nor copy."""
         self._ledger.void_stores()

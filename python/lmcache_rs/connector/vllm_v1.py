@@ -60,6 +60,14 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         if self._worker is not None and (orders := self._orders()) is not None:
             self._worker.before_forward(orders, api.waits_for_layers(forward_context))
 
+    def has_connector_metadata(self) -> bool:
+        """Whether vLLM calls the hooks of layers: in its steps, and while it captures a CUDA graph."""
+        return super().has_connector_metadata() or self._is_captured()
+
+    @guard(lambda: False)
+    def _is_captured(self) -> bool:
+        return self._worker is not None and self._worker.is_captured()
+
     @guard(lambda: None)
     def wait_for_layer_load(self, layer_name: str) -> None:
         """The forward reads this layer next."""
@@ -266,7 +274,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
 
     def _orders(self) -> StepOrders | None:
         """The orders of the step that vLLM runs now; None outside of steps."""
-        metadata = self._get_connector_metadata() if self.has_connector_metadata() else None
+        metadata = self._get_connector_metadata() if super().has_connector_metadata() else None
         return metadata.orders if isinstance(metadata, api.ConnectorMetadata) else None
 
     def _end_step(self) -> None:

@@ -91,20 +91,20 @@ class WorkerSide:
         """The step's forward comes next and reads what its synchronous loads bring; `by_layers`: it asks for each."""
         self.begin_step(orders)
         for order in orders.loads:
-            if order.asynchronous:
-                continue
-            if by_layers and order.by_layers and order.job in self._sync_loads:
-                self._layered.add(order)
-            else:
+            if not (order.asynchronous or self._follow(order, by_layers)):
                 self._join(order.job)
         if any(not order.asynchronous for order in orders.loads):
             self._poll()
             self._rescue(orders)
 
+    def is_captured(self) -> bool:
+        """Whether vLLM does not run a forward now, but captures it as a CUDA graph."""
+        return self._mover is not None and self._mover.is_captured()
+
     def before_layer(self, name: str) -> None:
-        """The forward reads this layer next; it may ask again, from another stream."""
-        for job, layer in self._layered.waited_for(name):
-            self._require_mover().join_load(job, layer)
+        """The forward, or the one that is captured, reads this layer next; it may ask again, from another stream."""
+        if self._mover is not None:
+            self._layered.before(name, self._mover)
 
     def after_forward(self, orders: StepOrders) -> None:
         """The step's KV is computed: store. Idempotent."""
@@ -226,6 +226,12 @@ class WorkerSide:
             with self._or_failed("load", job):
                 self._pieces.join(job, self._require_mover())
 
+    def _follow(self, order: LoadOrder, asks: bool) -> bool:
+        """Have the forward wait for each layer of a load; False: for this one, or by this forward, it cannot be."""
+        with self._or_failed("load", order.job):
+            return order.job in self._sync_loads and self._layered.begin(order, asks, self._require_mover())
+        return True  # It ended, failed.
+
     def _rescue(self, orders: StepOrders) -> None:
         """Load in another way what has failed: with overlapping steps vLLM keeps a token that it computes meanwhile."""
         for order in orders.loads:
@@ -239,19 +245,15 @@ class WorkerSide:
                 self._barrier.report("rescue", error)
 
     def _settle_layers(self) -> None:
-        """The forward was submitted. Loads of which it did not ask for every layer count as failed."""
-        for order, missing in self._layered.take_unfinished():
+        """The forward was submitted. Loads of which it did not wait for every layer end, and count as failed."""
+        for order, missing in self._layered.end(self._mover):
             self._barrier.report("load", RuntimeError(f"{missing} layers of it were not waited for"))
-            self._spoil(order)
-
-    def _spoil(self, order: LoadOrder) -> None:
-        """Wait until a load has ended, and report it as failed."""
-        deadline = time.monotonic() + SPOILED_S_MAX
-        while order.job in self._sync_loads and time.monotonic() < deadline:
-            self._poll()
-            time.sleep(0.001)
-        self.bad_blocks.update(order.blocks.tolist())
-        self._acks[order.job] = replace(FAILED)
+            deadline = time.monotonic() + SPOILED_S_MAX
+            while order.job in self._sync_loads and time.monotonic() < deadline:
+                self._poll()
+                time.sleep(0.001)
+            self.bad_blocks.update(order.blocks.tolist())
+            self._acks[order.job] = replace(FAILED)
 
     def _report_early(self) -> None:
         """Tell vLLM of loads that will have ended before it can use their blocks; it is made to join them then."""

@@ -50,6 +50,17 @@ class CpuMover:
         if not self._mover.drain(JOIN_S_MAX):
             raise LMCacheRsError(f"load {job} did not end in {JOIN_S_MAX:.0f} s")
 
+    def is_captured(self) -> bool:
+        """Never."""
+        return False
+
+    def gate(self, layer: int) -> None:
+        """Nothing: there are no captures."""
+
+    def gate_load(self, job: int) -> bool:
+        """No."""
+        return False
+
     def rescue(self, rows: Numbers, blocks: Numbers) -> bool:
         """No: there is no other way than the one that failed."""
         return False

@@ -11,6 +11,7 @@ import torch
 
 from lmcache_rs._core import GpuMover, HostPool
 from lmcache_rs.copy.cpu import as_blocks
+from lmcache_rs.copy.gates import Gates
 from lmcache_rs.copy.pages import load_plainly, page_of
 from lmcache_rs.errors import DeviceError, LMCacheRsError
 from lmcache_rs.log import init_logger
@@ -86,6 +87,7 @@ class CudaMover:
             LAYER_PARTS,
             keep=(tensors, streams, staging),
         )
+        self._gates = Gates(self._mover.part_layers, self._device)
         self._ended: list[tuple[int, int, float]] = []
         self._closed = False
 
@@ -97,6 +99,8 @@ class CudaMover:
     def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
         """Load in the background what the next forward reads, after what the current stream was given before."""
         self._pins.check()
+        if by_layers:
+            self._gates.submitted(job)
         self._mover.submit_load(job, rows, blocks, self._stream(), by_layers)
 
     def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
@@ -107,6 +111,21 @@ class CudaMover:
     def join_load(self, job: int, layer: int | None = None) -> None:
         """Have the current stream wait for a load, or for one layer of a load by layers. Returns at once."""
         self._mover.join_load(job, self._stream(), layer)
+
+    def is_captured(self) -> bool:
+        """Whether the current stream captures a CUDA graph."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def gate(self, layer: int) -> None:
+        """Have the graph that is captured wait here for the part of a gated load that begins after this layer."""
+        self._gates.wait(layer)
+
+    def gate_load(self, job: int) -> bool:
+        """Have the graph that is replayed next wait for a load by layers, at its gates; for the first part before."""
+        if not self._gates.set(job, lambda stream, layer: self._mover.join_load(job, stream, layer)):
+            return False
+        self.join_load(job, 0)
+        return True
 
     def rescue(self, rows: Numbers, blocks: Numbers) -> bool:
         """Load by torch's own copies, while the GPU does nothing else."""

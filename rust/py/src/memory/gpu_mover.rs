@@ -80,6 +80,11 @@ impl GpuMover {
             .map(|mover| Self { mover: Some(mover), keep })
     }
 
+    #[getter]
+    fn part_layers(&self) -> PyResult<Vec<usize>> {
+        Ok(self.get()?.part_layers().collect())
+    }
+
     #[pyo3(signature = (job, rows, blocks, stream = None, by_layers = false))]
     fn submit_load(
         &self,

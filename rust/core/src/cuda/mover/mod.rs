@@ -186,6 +186,11 @@ impl GpuMover {
         })
     }
 
+    /// The first layer of each part of a load `ByLayers`.
+    pub fn part_layers(&self) -> impl Iterator<Item = usize> {
+        self.parts.iter().map(|part| part.layers.start as usize)
+    }
+
     /// Loads in the background, after what was submitted to `stream` until now, if one is given. `poll` tells the end.
     /// Refused when too many jobs were not polled.
     pub fn submit_load(

@@ -1,0 +1,49 @@
+"""Gates: where CUDA graphs, captured once, wait for the parts of whichever load by layers comes before a replay."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+_kept: list[torch.cuda.Event] = []
+"""Graphs may be replayed as long as the process lives, whatever became of the mover."""
+
+
+class Gates:
+    """One event for each part but the first, for which a replay waits in front of its whole.
+
+    `firsts`: the first layer of each part. A graph waits for what a gate's event was last recorded for: nothing, when
+    there was no load since. Recording it anew is safe only when no replay before can still be on its way.
+    """
+
+    def __init__(self, firsts: Sequence[int], device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # External: in a capture a wait becomes a node of the graph.
+        self._events = {first: torch.cuda.Event(external=True) for first in firsts if first}  # type: ignore[no-untyped-call]
+        for event in self._events.values():
+            event.record(self._stream)
+        _kept.extend(self._events.values())
+        self._load: tuple[int, torch.cuda.Event] | None = None
+
+    def submitted(self, job: int) -> None:
+        """A load by layers was submitted after everything that the current stream was given until now."""
+        before = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        before.record()
+        self._load = (job, before)
+
+    def wait(self, layer: int) -> None:
+        """Have the graph that is captured wait for the part that begins after this layer, if one does."""
+        event = self._events.get(layer + 1)
+        if event is not None:
+            event.wait()
+
+    def set(self, job: int, join: Callable[[int, int], None]) -> bool:
+        """Put the parts of a load behind the gates; `join` makes a stream wait for a layer of it.
+
+        False, and nothing is done: replays from before the load may not have ended.
+        """
+        if self._load is None or self._load[0] != job or not self._load[1].query():  # type: ignore[no-untyped-call]
+            return False
+        for first, event in self._events.items():
+            join(self._stream.cuda_stream, first)
+            event.record(self._stream)
+        return True

@@ -1,0 +1,102 @@
+"""CUDA graphs wait for loads by layers, at the gates that were captured into them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu_rig import BLOCKS, LAYOUTS, Rig, as_bytes, fill, u32
+
+torch = pytest.importorskip("torch")
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+
+COUNT = 8
+SLOW_CYCLES = 100_000_000
+
+
+def large(dtype: Any) -> list[Any]:
+    """A load of all blocks takes milliseconds."""
+    return [torch.empty(BLOCKS, 1 << 19, dtype=dtype, device="cuda") for _ in range(5)]
+
+
+class Forward:
+    """A graph that reads some blocks of one layer after the other; `gated`: it waits at the gates."""
+
+    def __init__(self, rig: Rig, gated: bool = True) -> None:
+        self.rig = rig
+        self.index = torch.zeros(COUNT, dtype=torch.int64, device="cuda")
+        self.seen = [as_bytes(tensor)[self.index].clone() for tensor in rig.kv]
+        self.graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        assert not rig.mover.is_captured()
+        with torch.cuda.graph(self.graph):
+            assert rig.mover.is_captured()
+            for layer, tensor in enumerate(rig.kv):
+                if gated:
+                    rig.mover.gate(layer)
+                torch.index_select(as_bytes(tensor), 0, self.index, out=self.seen[layer])
+
+    def read_loaded(self, rows: np.ndarray, blocks: np.ndarray) -> list[Any]:
+        """Load into blocks that held something else, and replay beside that."""
+        self.index.copy_(torch.from_numpy(blocks.astype(np.int64)))
+        fill(self.rig.kv)
+        torch.cuda.synchronize()
+        self.rig.load_now(rows, blocks, by_layers=True)
+        assert self.rig.mover.gate_load(self.rig.jobs)
+        self.graph.replay()
+        self.rig.wait(1)
+        torch.cuda.synchronize()
+        return self.seen
+
+
+def pairs(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return u32(rng.choice(BLOCKS, COUNT, replace=False)), u32(rng.choice(BLOCKS, COUNT, replace=False))
+
+
+def equal(one: list[Any], other: list[Any]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, large])
+def test_a_graph_waits_for_each_layer_of_each_load(layout: Any) -> None:
+    rig = Rig(layout(torch.uint8))
+    forward = Forward(rig)
+    rng = np.random.default_rng(1)
+    for turn in range(20):
+        rows, blocks = pairs(rng)
+        fill(rig.kv)
+        stored = rig.content(blocks)
+        rig.store(rows, blocks)
+        rig.wait(1)
+        assert equal(forward.read_loaded(rows, blocks), stored), turn
+        # Nothing is waited for when nothing is loaded.
+        forward.graph.replay()
+        torch.cuda.synchronize()
+
+
+def test_a_graph_without_gates_reads_what_was_there_before() -> None:
+    """The control: the loads above are slow enough to be missed."""
+    rig = Rig(large(torch.uint8))
+    rows, blocks = pairs(np.random.default_rng(2))
+    stored = rig.content(blocks)
+    rig.store(rows, blocks)
+    rig.wait(1)
+    assert not equal(Forward(rig, gated=False).read_loaded(rows, blocks), stored)
+
+
+def test_gates_stay_as_they_are_while_an_earlier_replay_may_wait_at_them() -> None:
+    rig = Rig(large(torch.uint8))
+    rows, blocks = pairs(np.random.default_rng(3))
+    stored = rig.content(blocks)
+    rig.store(rows, blocks)
+    rig.wait(1)
+    fill(rig.kv)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(SLOW_CYCLES)
+    rig.load_now(rows, blocks, by_layers=True)
+    assert not rig.mover.gate_load(rig.jobs)
+    rig.mover.join_load(rig.jobs)
+    assert equal(rig.content(blocks), stored)
+    assert not rig.mover.gate_load(rig.jobs + 1), "another load"
