@@ -33,8 +33,8 @@ pub(super) struct Job {
 pub(super) struct OpenLoad {
     pub(super) stages: usize,
     pub(super) done: usize,
-    /// When the first stage was submitted.
-    pub(super) began: Option<Instant>,
+    /// When the first stage and the last one so far were seen to be done.
+    pub(super) seen: Option<(Instant, Instant)>,
     /// The ends of the parts that were submitted.
     pub(super) parts: Vec<Event>,
     pub(super) parts_total: usize,
@@ -123,10 +123,42 @@ impl Job {
 }
 
 impl OpenLoad {
-    /// When it will have ended, as far as its own speed tells; None: nobody knows yet.
+    /// One more stage is done.
+    pub(super) fn done(&mut self, now: Instant) {
+        self.done += 1;
+        self.seen = Some((self.seen.map_or(now, |(first, _)| first), now));
+    }
+
+    /// When it will have ended, as far as its own speed tells: that of its stages after the first one, which also waited
+    /// for what was on the bus, and for its kernel. None: nobody knows yet.
     pub(super) fn left(&self, now: Instant) -> Option<Duration> {
-        let began = self.began.filter(|_| self.done > 0 && !self.failed)?;
-        let (done, left) = (u32::try_from(self.done).ok()?, u32::try_from(self.stages - self.done).ok()?);
-        Some(now.saturating_duration_since(began) / done * left)
+        let (first, last) = self.seen.filter(|_| self.done > 1 && !self.failed)?;
+        let (steps, left) =
+            (u32::try_from(self.done - 1).ok()?, u32::try_from(self.stages - self.done).ok()?);
+        let rest = last.saturating_duration_since(first) / steps * left;
+        Some(rest.saturating_sub(now.saturating_duration_since(last)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_goes_on_at_the_speed_of_its_last_stages() {
+        let (start, ms) = (Instant::now(), Duration::from_millis);
+        let mut load =
+            OpenLoad { stages: 45, done: 0, seen: None, parts: Vec::new(), parts_total: 1, failed: false };
+        assert_eq!(load.left(start), None);
+        load.done(start + ms(9));
+        assert_eq!(load.left(start + ms(9)), None, "one stage tells when it began to move, not how fast");
+        for stage in 1..15 {
+            load.done(start + ms(9 + 2 * stage));
+        }
+        assert_eq!(load.left(start + ms(37)), Some(ms(60)));
+        assert_eq!(load.left(start + ms(38)), Some(ms(59)));
+        assert_eq!(load.left(start + ms(200)), Some(ms(0)), "it should have ended");
+        load.failed = true;
+        assert_eq!(load.left(start + ms(38)), None);
     }
 }

@@ -91,7 +91,7 @@ impl Queue {
         if job.direction == Direction::Load {
             let (stages, parts_total) = (job.stages(), job.parts.len());
             let parts = Vec::with_capacity(parts_total);
-            let open = OpenLoad { stages, done: 0, began: None, parts, parts_total, failed: false };
+            let open = OpenLoad { stages, done: 0, seen: None, parts, parts_total, failed: false };
             self.open_loads.insert(job.end.name, open);
         }
         self.waiting(job.direction).push_back(job);
@@ -174,11 +174,10 @@ impl Queue {
     }
 
     fn note_submitted(&mut self, job: &Job, event: &Event) {
-        if let Some(open) = self.open_load(job) {
-            open.began.get_or_insert_with(Instant::now);
-            if job.submitted.is_multiple_of(job.part_stages()) {
-                open.parts.push(event.clone());
-            }
+        if let Some(open) = self.open_load(job)
+            && job.submitted.is_multiple_of(job.part_stages())
+        {
+            open.parts.push(event.clone());
         }
     }
 
@@ -229,7 +228,7 @@ impl Queue {
         if direction == Direction::Load
             && let Some(open) = self.open_loads.get_mut(&name)
         {
-            open.done += 1;
+            open.done(Instant::now());
         }
         if let Some((end, succeeds)) = end {
             self.tell(&end, succeeds);
