@@ -319,6 +319,17 @@ def test_a_reset_of_vllms_pool_releases_held_blocks() -> None:
     assert engine.pool.reset_prefix_cache(), "held blocks are released before the pool looks"
 
 
+@pytest.mark.parametrize("part", ["_ledger.void_stores", "_late_acks.retry"])
+def test_a_reset_of_vllms_pool_ends_whatever_fails_behind_it(part: str) -> None:
+    engine = ToyEngine()
+    engine.run(Request("first", prompt(1, 12)))
+    engine.scheduler.worker_nearby = SimpleNamespace(drain=lambda: None, take_acks=lambda: None)
+    owner, name = part.split(".")
+    setattr(getattr(engine.scheduler, owner), name, lambda: 1 / 0)
+    assert engine.pool.reset_prefix_cache()
+    assert engine.counters.totals()["errors:_before_reset"] == 1
+
+
 def test_asking_again_costs_and_changes_nothing() -> None:
     engine = ToyEngine()
     engine.run(Request("first", prompt(1, 31)))
