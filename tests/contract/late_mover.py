@@ -44,7 +44,7 @@ class LateMover:
     ) -> None:
         self.rows = rows
         self.memory = np.zeros((rows, kv.shape[1]), np.uint64)
-        self.hurry = self.captured = False
+        self.hurry = False
         self.excused: set[int] = set()
         self.violations: list[str] = []
         self._source = source
@@ -76,10 +76,10 @@ class LateMover:
             self._now.append((job, copy.blocks.nbytes, 0.0))
 
     def is_captured(self) -> bool:
-        return self.captured
+        return False
 
     def gate(self, layer: int) -> None:
-        assert self.captured
+        pass
 
     def gate_load(self, job: int) -> bool:
         """What a replay waits for is there before it reads it."""

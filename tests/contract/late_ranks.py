@@ -105,9 +105,7 @@ class Ranks:
                 tiers = TierWorker(pool, self.tiers.opener(rank), Barrier(count))
                 worker.attach(mover, {"l": 0}, tiers)
                 if source.random() < 0.5:
-                    mover.captured = True
-                    worker.before_layer("l")
-                    mover.captured = False
+                    worker.capture_layer("l")
             else:
                 worker.attach(None, {"l": 0})
             self.movers.append(mover)

@@ -96,6 +96,18 @@ def test_hooks_of_layers_are_called_in_steps_and_in_captures() -> None:
         assert made._orders() is None
 
 
+def test_a_layer_is_waited_for_in_a_step_and_gated_in_a_capture() -> None:
+    made, said = connector(RuntimeError, Counters()), list[tuple[str, str]]()
+    made._worker = SimpleNamespace(
+        before_layer=lambda name: said.append(("step", name)),
+        capture_layer=lambda name: said.append(("capture", name)),
+    )
+    made.wait_for_layer_load("a")
+    made.clear_connector_metadata()
+    made.wait_for_layer_load("b")
+    assert said == [("step", "a"), ("capture", "b")]
+
+
 def test_every_hook_is_in_the_table() -> None:
     public = {name for name in vars(VLLM_V1.LMCacheConnectorV1) if not name.startswith("_")}
     assert public == set(HOOKS) | NOTHING_TO_FAIL

@@ -15,12 +15,11 @@ class Waits:
     """A mover that notes what it is told to wait for."""
 
     def __init__(self, gates: bool = True) -> None:
-        self.captured = False
         self.gates = gates
         self.said: list[Any] = []
 
     def is_captured(self) -> bool:
-        return self.captured
+        return False
 
     def gate(self, layer: int) -> None:
         self.said.append(("gate", layer))
@@ -39,10 +38,8 @@ def order(job: int, by_layers: bool = True) -> LoadOrder:
 
 def captured(mover: Waits, *names: str) -> LayeredLoads:
     loads = LayeredLoads(NAMES)
-    mover.captured = True
     for name in names:
-        loads.before(name, mover)
-    mover.captured = False
+        loads.capture(name, mover)
     return loads
 
 
@@ -88,8 +85,19 @@ def test_a_captured_forward_waits_at_its_gates() -> None:
     mover.said.clear()
     assert loads.begin(order(7), False, mover)
     assert mover.said == [("gated", 7)]
-    assert loads.end(mover) == [], "it needs no questions"
+    assert loads.end(mover) == [], "it need not ask"
     assert mover.said == [("gated", 7), (7, None)], "what follows waits for all of it"
+
+
+def test_a_forward_that_was_to_be_captured_and_asks_waits_all_the_same() -> None:
+    mover = Waits()
+    loads = captured(mover, *NAMES)
+    assert loads.begin(order(7), False, mover)
+    mover.said.clear()
+    loads.before("a", mover)
+    loads.before("b", mover)
+    assert mover.said == [(7, 1), (7, 2)]
+    assert loads.end(mover) == []
 
 
 @pytest.mark.parametrize(

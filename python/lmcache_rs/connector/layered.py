@@ -16,9 +16,8 @@ class LayeredLoads:
     def __init__(self, layers: Mapping[str, int]) -> None:
         self._layers = layers
         self._last = max(layers.values(), default=0)
-        self._missing: list[tuple[LoadOrder, set[int]]] = []
-        """Loads, and the layers of them that the forward has not waited for."""
-        self._gated: list[int] = []
+        self._loads: list[tuple[LoadOrder, set[int] | None]] = []
+        """Loads, and the layers of each that the forward has not asked for; None: it need not, it waits at gates."""
         self._captures = Captures(self._last)
 
     def begin(self, order: LoadOrder, asks: bool, mover: Mover) -> bool:
@@ -30,37 +29,38 @@ class LayeredLoads:
             return False
         if asks:
             mover.join_load(order.job, 0)
-            self._missing.append((order, set(self._layers.values())))
-        elif self._captures.complete and mover.gate_load(order.job):
-            self._gated.append(order.job)
-        else:
+        elif not (self._captures.complete and mover.gate_load(order.job)):
             return False
+        self._loads.append((order, set(self._layers.values()) if asks else None))
         return True
 
     def before(self, name: str, mover: Mover) -> None:
-        """The forward reads this layer next, or the one that is captured will."""
+        """The forward reads this layer next."""
         layer = self._layers.get(name)
         if layer is None:
             return
-        if mover.is_captured():
+        for order, missing in self._loads:
+            mover.join_load(order.job, min(layer + 1, self._last))
+            if missing is not None:
+                missing.discard(layer)
+
+    def capture(self, name: str, mover: Mover) -> None:
+        """The forward that is being captured reads this layer next."""
+        layer = self._layers.get(name)
+        if layer is not None:
             mover.gate(layer)
             self._captures.add(layer)
-            return
-        for order, missing in self._missing:
-            mover.join_load(order.job, min(layer + 1, self._last))
-            missing.discard(layer)
 
     def end(self, mover: Mover | None) -> list[tuple[LoadOrder, int]]:
-        """The forward was submitted: loads of which it did not wait for every layer, and for how many it did not.
+        """The forward was submitted: loads of which it did not ask for every layer, and for how many it did not.
 
         What comes after the forward waits for all of every load.
         """
-        gated, self._gated = self._gated, []
-        if mover is not None:
-            for job in gated:
-                mover.join_load(job)
-        missing, self._missing = self._missing, []
-        return [(order, len(layers)) for order, layers in missing if layers]
+        loads, self._loads = self._loads, []
+        for order, missing in loads:
+            if missing is None and mover is not None:
+                mover.join_load(order.job)
+        return [(order, len(missing)) for order, missing in loads if missing]
 
 
 class Captures:

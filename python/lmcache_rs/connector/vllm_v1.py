@@ -70,9 +70,10 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
 
     @guard(lambda: None)
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """The forward reads this layer next."""
+        """The forward reads this layer next, or the one that is captured will: outside of steps."""
         if self._worker is not None:
-            self._worker.before_layer(layer_name)
+            steps = super().has_connector_metadata()
+            (self._worker.before_layer if steps else self._worker.capture_layer)(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         """Nothing: blocks are stored whole, after the forward."""

@@ -54,16 +54,8 @@ class WorkerSide:
         self._failed: dict[str, Numbers] = {}
         self.bad_blocks: set[int] = set()
 
-    @property
-    def loading(self) -> int:
-        """Asynchronous loads in flight."""
-        return len(self._async_loads)
-
     def attach(self, mover: Mover | None, layers: Mapping[str, int], tiers: TierWorker | None = None) -> None:
-        """Take the mover made for the registered KV caches, the numbers of their layers in it, and the slower tiers.
-
-        None: this rank has none, every job fails.
-        """
+        """Take the mover of the KV caches (None: every job fails), its layers' numbers and the slower tiers."""
         self._mover = mover
         self._layered = LayeredLoads(layers)
         self.tiers = tiers or self.tiers
@@ -102,9 +94,14 @@ class WorkerSide:
         return self._mover is not None and self._mover.is_captured()
 
     def before_layer(self, name: str) -> None:
-        """The forward, or the one that is captured, reads this layer next; it may ask again, from another stream."""
+        """The forward reads this layer next; it may ask again, from another stream."""
         if self._mover is not None:
             self._layered.before(name, self._mover)
+
+    def capture_layer(self, name: str) -> None:
+        """The forward that is captured reads this layer next."""
+        if self._mover is not None:
+            self._layered.capture(name, self._mover)
 
     def after_forward(self, orders: StepOrders) -> None:
         """The step's KV is computed: store. Idempotent."""
@@ -168,7 +165,9 @@ class WorkerSide:
             self._take_ended(mover)
             if not ended:
                 # Its requests wait for ever rather than get blocks that are still written.
-                logger.error("copies did not end in time: %d loads are never reported", self.loading)
+                logger.error(
+                    "copies did not end in time: %d loads are never reported", len(self._async_loads)
+                )
                 return
         for job in (*self._async_loads, *self._sync_loads):
             self._end(job, FAILED)
