@@ -265,7 +265,7 @@ class HostPool:
     def prefaulted_bytes(self) -> int: ...
     @property
     def prefault_error(self) -> str | None:
-        """Why touching ended early or runs with fewer threads, if it does. The pool works nevertheless."""
+        """Why touching runs with fewer threads than asked for, if it does. The pool works nevertheless."""
     def wait_prefaulted(self, timeout_s: float) -> bool:
         """Wait until every page was touched; False when `timeout_s` seconds passed first, or when no thread is
         touching (any more)."""

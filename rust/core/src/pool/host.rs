@@ -108,7 +108,7 @@ impl HostPool {
         self.inner.prefault.touched_bytes()
     }
 
-    /// Why touching ended early or lacks a thread, if it does. The pool works nevertheless, page by page.
+    /// Why touching lacks a thread, if it does. The pool works nevertheless, page by page.
     pub fn prefault_error(&self) -> Result<Option<String>> {
         self.check_process()?;
         Ok(self.inner.prefault.error())

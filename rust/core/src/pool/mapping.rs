@@ -24,7 +24,7 @@ pub(super) struct Mapping {
 
 // SAFETY: a mapping is an address range; who may read or write which bytes of it when is for its users to agree.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; no method touches bytes but `populate` and `touch`, which never change one.
+// SAFETY: as above; no method touches bytes but `touch`, which never changes one.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -57,20 +57,12 @@ impl Mapping {
         self.owner
     }
 
-    /// Gives every page of `range` memory, without changing a byte.
-    pub(super) fn populate(&self, range: &Range<usize>) -> io::Result<()> {
-        match self.advise(range, libc::MADV_POPULATE_WRITE) {
-            // Kernels before 5.14 do not know the advice.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.touch(range);
-                Ok(())
-            }
-            done => done,
-        }
-    }
-
-    /// As `populate`, page by page. Others may write here meanwhile, so each touch is an atomic one.
-    fn touch(&self, range: &Range<usize>) {
+    /// Gives every page of `range` memory, without changing a byte. Others may write here meanwhile.
+    ///
+    /// Page by page, not by `MADV_POPULATE_WRITE`: that keeps the lock on the process's address space while it works, so
+    /// that every thread that maps memory waits for it, and an engine's start maps memory thousands of times. A page's
+    /// own fault takes no such lock (Linux 6.4), or keeps it for that page. `benches/touching.rs` measures both.
+    pub(super) fn touch(&self, range: &Range<usize>) {
         assert!(
             range.start <= range.end && range.end <= self.len,
             "{range:?} is outside of {} bytes",
@@ -141,19 +133,6 @@ fn refused(len: usize, error: &io::Error) -> Error {
     )
 }
 
-/// Puts something into `range` that no page can be had for, as when the machine has no memory left.
-#[cfg(test)]
-pub(super) fn exhaust(base: NonNull<u8>, range: Range<usize>) {
-    // SAFETY: a part of the test's own mapping, which nobody writes, becomes that of an empty file.
-    unsafe {
-        let file = libc::memfd_create(c"empty".as_ptr(), 0);
-        let (start, flags) = (base.as_ptr().add(range.start).cast(), libc::MAP_SHARED | libc::MAP_FIXED);
-        let mapped = libc::mmap(start, range.len(), libc::PROT_READ | libc::PROT_WRITE, flags, file, 0);
-        assert_eq!(mapped, start);
-        libc::close(file);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,12 +176,12 @@ mod tests {
     }
 
     #[test]
-    fn populating_gives_memory_to_the_range_and_keeps_what_is_there() {
+    fn touching_takes_huge_pages_where_they_are_allowed() {
         let mapping = Mapping::new(32 << 20, true).expect("memory");
         assert_eq!(mapping.base().as_ptr() as usize % HUGE_PAGE_BYTES, 0);
         // SAFETY: inside of the mapping; nobody else uses it.
         unsafe { mapping.base().as_ptr().write(7) };
-        mapping.populate(&(0..mapping.len())).expect("memory");
+        mapping.touch(&(0..mapping.len()));
         assert!(resident_bytes(&mapping) >= mapping.len());
         // SAFETY: as above.
         assert_eq!(unsafe { mapping.base().as_ptr().read() }, 7);

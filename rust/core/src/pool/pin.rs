@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::mapping::Mapping;
-use super::prefault::{self, PIECE_BYTES as TOUCH_BYTES};
+use super::prefault::PIECE_BYTES as TOUCH_BYTES;
 use super::{prefer_node, use_every_cpu};
 use crate::cuda::{Driver, Entered};
 use crate::sync::Mutex;
@@ -138,8 +138,7 @@ impl Progress {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(false);
             }
-            let touched = prefault::populate(&self.mapping, &(start..piece.end.min(start + TOUCH_BYTES)));
-            touched.map_err(|error| format!("touching them: {error}"))?;
+            self.mapping.touch(&(start..piece.end.min(start + TOUCH_BYTES)));
         }
         let first = self.address(piece.start);
         // SAFETY: the piece is inside of the mapping, which is unmapped after `unpin`.
@@ -172,7 +171,6 @@ impl Progress {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::super::mapping::exhaust;
     use super::*;
     use crate::cuda::fake::{Failing, Fake};
     use crate::{HostPool, HostPoolConfig};
@@ -250,18 +248,6 @@ mod tests {
             drop(pool);
             assert_eq!((fake.pinned(), fake.violations()), (vec![], vec![]));
         }
-    }
-
-    #[test]
-    fn memory_that_cannot_be_touched_is_not_pinned() {
-        let fake = Arc::new(Fake::new(1));
-        let pool = pool();
-        exhaust(pool.base(), 3 * ROW..4 * ROW);
-        pool.pin_with(fake.clone());
-        wait(&pool, |pool| pool.pin_error().expect("here").is_some());
-        let error = pool.pin_error().expect("here").expect("just seen");
-        assert!(error.contains("touching them"), "{error}");
-        assert_eq!((pool.pinned_bytes(), fake.pinned().len()), (3 * ROW, 1));
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! Threads that give the pool its memory before somebody has to wait for it.
 
-use std::ops::Range;
+use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{io, mem};
 
 use super::mapping::Mapping;
 use super::use_every_cpu;
@@ -13,9 +12,6 @@ use crate::sync::{Condvar, Mutex, wait_until};
 
 /// What one thread touches at a time: about 15 ms, the longest that a drop of the pool waits for a thread.
 pub(super) const PIECE_BYTES: usize = 16 << 20;
-
-/// How often a piece is tried again when the system is only busy.
-const RETRIES_MAX: u32 = 8;
 
 /// The threads of one pool. Dropping it stops and joins them.
 #[derive(Debug)]
@@ -120,11 +116,7 @@ impl Progress {
                 return;
             }
             let piece = start..self.mapping.len().min(start + PIECE_BYTES);
-            if let Err(error) = populate(&self.mapping, &piece) {
-                self.stop.store(true, Ordering::Relaxed);
-                self.fail(format!("touching bytes {} to {} of the pool: {error}", piece.start, piece.end));
-                return;
-            }
+            self.mapping.touch(&piece);
             self.touched_bytes.fetch_add(piece.len(), Ordering::Release);
         }
     }
@@ -135,36 +127,9 @@ impl Progress {
     }
 }
 
-/// Gives a piece memory, again when the system is only busy.
-pub(super) fn populate(mapping: &Mapping, piece: &Range<usize>) -> io::Result<()> {
-    let mut tries = 0;
-    loop {
-        match mapping.populate(piece) {
-            Err(error) if is_transient(&error) && tries < RETRIES_MAX => tries += 1,
-            done => return done,
-        }
-    }
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::mapping::exhaust;
     use super::*;
-
-    #[test]
-    fn memory_that_cannot_be_touched_is_told_of_and_ends_the_threads() {
-        let mapping = Arc::new(Mapping::new(2 * PIECE_BYTES, false).expect("address space"));
-        exhaust(mapping.base(), 0..mapping.len());
-        let prefault = Prefault::start(&mapping, 2);
-        assert!(!prefault.wait(Instant::now() + std::time::Duration::from_secs(60)));
-        assert_eq!((prefault.touched_bytes(), prefault.progress.state.lock().running), (0, 0));
-        let error = prefault.error().expect("an error");
-        assert!(error.starts_with("touching bytes "), "{error}");
-    }
 
     #[test]
     fn dropping_stops_the_threads() {
