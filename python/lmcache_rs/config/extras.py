@@ -112,7 +112,9 @@ UNPREFIXED_HONOURED = ("discard_partial_chunks", "skip_last_n_tokens")
 UNPREFIXED_KEYS: tuple[Key, ...] = (
     Key("lmcache_rpc_port", _ANY, None, _IGNORED, "no port is opened"),
     Key("use_native", _ANY, None, _IGNORED, "there is one connector"),
-    Key("use_layerwise", _B, None, _IGNORED, "all layers are moved together, beside the computation"),
+    Key(
+        "use_layerwise", _B, None, _IGNORED, "loads come by layers where that is quicker, without being asked"
+    ),
 )
 
 # In kv_connector_extra_config with the prefix, which is not part of the names here.

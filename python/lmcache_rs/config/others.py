@@ -52,7 +52,13 @@ OTHER_KEYS: tuple[Key, ...] = (
     # Without meaning here.
     Key("pre_caching_hash_algorithm", _T, "builtin", _IGNORED, "keys are always 256-bit"),
     Key("py_enable_gc", _B, True, _IGNORED, "Python's garbage collector is left as it is"),
-    Key("use_layerwise", _B, False, _IGNORED, "all layers are moved together, beside the computation"),
+    Key(
+        "use_layerwise",
+        _B,
+        False,
+        _IGNORED,
+        "loads come by layers where that is quicker, without being asked",
+    ),
     Key("use_gpu_connector_v3", _B, False, _IGNORED, "there is one way of copying, for every layout"),
     Key("lookup_timeout_ms", _COUNT, 3000, _IGNORED, _LOOKUP),
     Key("lookup_server_worker_ids", _INTS, None, _IGNORED, _LOOKUP),

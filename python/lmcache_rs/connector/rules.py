@@ -12,9 +12,10 @@ decode step takes longer than that. On a GPU about half a millisecond of the bus
 """
 
 LAYERED_LOAD_BYTES_MIN = {"cpu": None, "cuda": 64 << 20}
-"""Synchronous loads from this size on come layer by layer: the forward runs beside the load, most of its 7 ms.
+"""Synchronous loads from this size on come layer by layer, and most of the forward runs beside the load.
 
-Of smaller ones the load itself is shorter than what the four parts cost.
+That saves 5 of the 43 ms of a load of 1.4 GB, 0.5 of 13 for one of 147 MB, on an H100: the forward takes 7. Smaller
+ones have nothing to hide it behind.
 """
 
 

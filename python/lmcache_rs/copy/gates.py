@@ -22,12 +22,13 @@ class Gates:
         for event in self._events.values():
             event.record(self._stream)
         _kept.extend(self._events.values())
+        self._device = device
         self._load: tuple[int, torch.cuda.Event] | None = None
 
     def submitted(self, job: int) -> None:
         """A load by layers was submitted after everything that the current stream was given until now."""
         before = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        before.record()
+        before.record(torch.cuda.current_stream(self._device))
         self._load = (job, before)
 
     def wait(self, layer: int) -> None:

@@ -124,7 +124,7 @@ impl Job {
 
 impl OpenLoad {
     /// One more stage is done.
-    pub(super) fn done(&mut self, now: Instant) {
+    pub(super) fn stage_ended(&mut self, now: Instant) {
         self.done += 1;
         self.seen = Some((self.seen.map_or(now, |(first, _)| first), now));
     }
@@ -150,10 +150,10 @@ mod tests {
         let mut load =
             OpenLoad { stages: 45, done: 0, seen: None, parts: Vec::new(), parts_total: 1, failed: false };
         assert_eq!(load.left(start), None);
-        load.done(start + ms(9));
+        load.stage_ended(start + ms(9));
         assert_eq!(load.left(start + ms(9)), None, "one stage tells when it began to move, not how fast");
         for stage in 1..15 {
-            load.done(start + ms(9 + 2 * stage));
+            load.stage_ended(start + ms(9 + 2 * stage));
         }
         assert_eq!(load.left(start + ms(37)), Some(ms(60)));
         assert_eq!(load.left(start + ms(38)), Some(ms(59)));

@@ -228,7 +228,7 @@ impl Queue {
         if direction == Direction::Load
             && let Some(open) = self.open_loads.get_mut(&name)
         {
-            open.done(Instant::now());
+            open.stage_ended(Instant::now());
         }
         if let Some((end, succeeds)) = end {
             self.tell(&end, succeeds);
