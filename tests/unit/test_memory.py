@@ -94,6 +94,17 @@ class TestHostPool:
         del pool
         assert resident_bytes() - before <= (100 << 20) * 0.02
 
+    def test_a_pool_with_a_full_index_takes_what_was_asked(self) -> None:
+        hashes = [number.to_bytes(32, "little") for number in range(5_000)]
+        gc.collect()
+        before = resident_bytes()
+        pool = make_pool(len(hashes), 48 << 10)
+        assert pool.wait_prefaulted(60)
+        index = _core.Index(pool.rows)
+        index.reserve(_core.KeySpace("sha256"), hashes).commit()
+        assert index.stats()["visible"] == pool.rows == len(hashes)
+        assert resident_bytes() - before <= pool.size_bytes * 1.02
+
     def test_without_threads_nobody_waits(self) -> None:
         start = time.monotonic()
         assert not make_pool(prefault_threads=0).wait_prefaulted(60)
