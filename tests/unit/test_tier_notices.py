@@ -46,7 +46,7 @@ def test_a_trouble_is_told_once_in_a_while(caplog: pytest.LogCaptureFixture) -> 
     troubles = Troubles(lambda: now[0])
     logging.getLogger("lmcache_rs").addHandler(caplog.handler)
     try:
-        for refusal in ("late", "late", "absent", "paused", "io_error"):
+        for refusal in ("late", "late", "paused", "io_error"):
             troubles.note("redis", refusal)
         troubles.note("disk", "late")
         assert len(caplog.messages) == 3
@@ -56,6 +56,28 @@ def test_a_trouble_is_told_once_in_a_while(caplog: pytest.LogCaptureFixture) -> 
         assert len(caplog.messages) == 4
     finally:
         logging.getLogger("lmcache_rs").removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize(("refusal", "back"), [("io_error", True), ("late", True), ("quota", False)])
+@pytest.mark.parametrize("answer", [None, "absent", "paused", "corrupt"])
+def test_a_tier_that_is_back_is_told_of_once(
+    refusal: str, back: bool, answer: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    troubles = Troubles(lambda: 0.0)
+    logger = logging.getLogger("lmcache_rs")
+    logger.addHandler(caplog.handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        for noted in (None, refusal, answer, answer):
+            troubles.note("redis", noted)
+        troubles.note("disk", None)
+        told = [message for message in caplog.messages if message == "KV on redis is used again"]
+        assert len(told) == (back and answer in (None, "absent"))
+        assert not any("disk" in message for message in caplog.messages)
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.vllm

@@ -50,8 +50,7 @@ class TierWorker:
         for name, tier in self._open.items():
             try:
                 for job, index, refusal, value, seconds in tier.queue.poll():
-                    if refusal is not None:
-                        self._troubles.note(name, refusal)
+                    self._troubles.note(name, refusal)
                     moved = value if isinstance(value, int) else 0
                     self._results[job + index] = JobResult(1, int(refusal is not None), moved, seconds)
             except BaseException as error:

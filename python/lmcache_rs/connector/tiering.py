@@ -134,7 +134,7 @@ class Tiering:
             for job, _, refusal, found, _ in self._tiers[name].queue.poll():
                 if refusal is not None:
                     self._counters.add(f"tier_refusals:{name}_find_{refusal}")
-                    self._troubles.note(name, refusal)
+                self._troubles.note(name, refusal)
                 answers.append((job, found if isinstance(found, bytes) else b""))
         except BaseException as error:
             self._barrier.report("tier_search", error)

@@ -1,4 +1,4 @@
-"""Tells the user when a slower tier fails: a line for each tier and reason, and not again for a while."""
+"""Tells the user when a slower tier fails, once for each reason and not again for a while, and when it is back."""
 
 import time
 from collections.abc import Callable
@@ -22,6 +22,9 @@ REASONS = {
 }
 """Refusals that tell of a failure, as told to the user; the others are misses, or come of these."""
 
+OUTAGES = {"io_error", "late"}
+"""Those that say that the tier itself is gone, so that any answer says that it is back."""
+
 
 class Troubles:
     """What was told of, and when."""
@@ -29,15 +32,21 @@ class Troubles:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._told: dict[tuple[str, str], float] = {}
+        self._out: set[str] = set()
 
-    def note(self, tier: str, refusal: str) -> None:
-        """The tier refused something."""
-        if refusal not in REASONS:
+    def note(self, tier: str, refusal: str | None) -> None:
+        """The tier did something, or refused to."""
+        if refusal in (None, "absent") and tier in self._out:
+            self._out.discard(tier)
+            logger.info("KV on %s is used again", tier)
+        if refusal is None or refusal not in REASONS:
             return
         now = self._clock()
         if now - self._told.get((tier, refusal), -QUIET_S) < QUIET_S:
             return
         self._told[tier, refusal] = now
+        if refusal in OUTAGES:
+            self._out.add(tier)
         logger.warning(
             "KV on %s is not used: %s. Requests go on and compute it (counted in tier_refusals; told once in %d s)",
             tier,
