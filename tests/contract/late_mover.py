@@ -75,9 +75,6 @@ class LateMover:
         else:
             self._now.append((job, copy.blocks.nbytes, 0.0))
 
-    def is_captured(self) -> bool:
-        return False
-
     def gate(self, layer: int) -> None:
         pass
 

@@ -18,9 +18,6 @@ class Waits:
         self.gates = gates
         self.said: list[Any] = []
 
-    def is_captured(self) -> bool:
-        return False
-
     def gate(self, layer: int) -> None:
         self.said.append(("gate", layer))
 
@@ -52,6 +49,7 @@ def captured(mover: Waits, *names: str) -> LayeredLoads:
         ([0, 1, 2, 0, 1, 2], True),
         ([0, 1], False),
         ([1, 2], False),
+        ([2], False),
         ([0, 2], False),
         ([0, 1, 0, 1, 2], False),
         ([0, 1, 2, 1, 2], False),

@@ -67,17 +67,18 @@ class Captures:
     """Whether every CUDA graph that was captured waits for all layers, one after the other."""
 
     def __init__(self, last: int) -> None:
-        self._last = self._at = last
-        """The last layer, and where the captures are: there, between two of them."""
-        self._any = self._odd = False
+        self._last = last
+        self._at = -1
+        """Where the captures are: at no layer yet, at the last one between two of them."""
+        self._odd = False
 
     def add(self, layer: int) -> None:
         """A capture has come to this layer."""
-        follows = layer == (0 if self._at == self._last else self._at + 1)
+        follows = layer == (self._at + 1) % (self._last + 1)
         self._odd = self._odd or not (follows or layer == self._at)
-        self._any, self._at = True, layer
+        self._at = layer
 
     @property
     def complete(self) -> bool:
         """Not before there is one, and never again after one that went another way."""
-        return self._any and not self._odd and self._at == self._last
+        return not self._odd and self._at == self._last
