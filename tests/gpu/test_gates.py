@@ -51,8 +51,14 @@ class Forward:
         return self.seen
 
 
-def pairs(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    return u32(rng.choice(BLOCKS, COUNT, replace=False)), u32(rng.choice(BLOCKS, COUNT, replace=False))
+def store(rig: Rig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+    """Some rows, the blocks stored in them, and what those held."""
+    rows = u32(rng.choice(BLOCKS, COUNT, replace=False))
+    blocks = u32(rng.choice(BLOCKS, COUNT, replace=False))
+    stored = rig.content(blocks)
+    rig.store(rows, blocks)
+    rig.wait(1)
+    return rows, blocks, stored
 
 
 def equal(one: list[Any], other: list[Any]) -> bool:
@@ -65,11 +71,8 @@ def test_a_graph_waits_for_each_layer_of_each_load(layout: Any) -> None:
     forward = Forward(rig)
     rng = np.random.default_rng(1)
     for turn in range(20):
-        rows, blocks = pairs(rng)
         fill(rig.kv)
-        stored = rig.content(blocks)
-        rig.store(rows, blocks)
-        rig.wait(1)
+        rows, blocks, stored = store(rig, rng)
         assert equal(forward.read_loaded(rows, blocks), stored), turn
         # Nothing is waited for when nothing is loaded.
         forward.graph.replay()
@@ -79,19 +82,13 @@ def test_a_graph_waits_for_each_layer_of_each_load(layout: Any) -> None:
 def test_a_graph_without_gates_reads_what_was_there_before() -> None:
     """The control: the loads above are slow enough to be missed."""
     rig = Rig(large(torch.uint8))
-    rows, blocks = pairs(np.random.default_rng(2))
-    stored = rig.content(blocks)
-    rig.store(rows, blocks)
-    rig.wait(1)
+    rows, blocks, stored = store(rig, np.random.default_rng(2))
     assert not equal(Forward(rig, gated=False).read_loaded(rows, blocks), stored)
 
 
 def test_gates_stay_as_they_are_while_an_earlier_replay_may_wait_at_them() -> None:
     rig = Rig(large(torch.uint8))
-    rows, blocks = pairs(np.random.default_rng(3))
-    stored = rig.content(blocks)
-    rig.store(rows, blocks)
-    rig.wait(1)
+    rows, blocks, stored = store(rig, np.random.default_rng(3))
     fill(rig.kv)
     torch.cuda.synchronize()
     torch.cuda._sleep(SLOW_CYCLES)

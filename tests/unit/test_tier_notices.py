@@ -46,7 +46,7 @@ def test_a_trouble_is_told_once_in_a_while(caplog: pytest.LogCaptureFixture) -> 
     troubles = Troubles(lambda: now[0])
     logging.getLogger("lmcache_rs").addHandler(caplog.handler)
     try:
-        for refusal in ("late", "late", "paused", "io_error"):
+        for refusal in ("absent", "late", "late", "paused", "io_error"):
             troubles.note("redis", refusal)
         troubles.note("disk", "late")
         assert len(caplog.messages) == 3
