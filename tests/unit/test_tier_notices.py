@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,43 +42,43 @@ def test_tiers_are_named_with_their_place_and_use(tmp_path: Path) -> None:
     )
 
 
-def test_a_trouble_is_told_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What our logger, which passes nothing on, says from INFO on."""
+    logger = logging.getLogger("lmcache_rs")
+    level = logger.level
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    yield caplog
+    logger.setLevel(level)
+    logger.removeHandler(caplog.handler)
+
+
+def test_a_trouble_is_told_once_in_a_while(heard: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     troubles = Troubles(lambda: now[0])
-    logging.getLogger("lmcache_rs").addHandler(caplog.handler)
-    try:
-        for refusal in ("absent", "late", "late", "paused", "io_error"):
-            troubles.note("redis", refusal)
-        troubles.note("disk", "late")
-        assert len(caplog.messages) == 3
-        assert "KV on redis is not used: it did not answer in time" in caplog.messages[0]
-        now[0] = QUIET_S
-        troubles.note("redis", "late")
-        assert len(caplog.messages) == 4
-    finally:
-        logging.getLogger("lmcache_rs").removeHandler(caplog.handler)
+    for refusal in ("absent", "late", "late", "paused", "io_error"):
+        troubles.note("redis", refusal)
+    troubles.note("disk", "late")
+    assert len(heard.messages) == 3
+    assert "KV on redis is not used: it did not answer in time" in heard.messages[0]
+    now[0] = QUIET_S
+    troubles.note("redis", "late")
+    assert len(heard.messages) == 4
 
 
 @pytest.mark.parametrize(("refusal", "back"), [("io_error", True), ("late", True), ("quota", False)])
 @pytest.mark.parametrize("answer", [None, "absent", "paused", "corrupt"])
 def test_a_tier_that_is_back_is_told_of_once(
-    refusal: str, back: bool, answer: str | None, caplog: pytest.LogCaptureFixture
+    refusal: str, back: bool, answer: str | None, heard: pytest.LogCaptureFixture
 ) -> None:
     troubles = Troubles(lambda: 0.0)
-    logger = logging.getLogger("lmcache_rs")
-    logger.addHandler(caplog.handler)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        for noted in (None, refusal, answer, answer):
-            troubles.note("redis", noted)
-        troubles.note("disk", None)
-        told = [message for message in caplog.messages if message == "KV on redis is used again"]
-        assert len(told) == (back and answer in (None, "absent"))
-        assert not any("disk" in message for message in caplog.messages)
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(caplog.handler)
+    for noted in (None, refusal, answer, answer):
+        troubles.note("redis", noted)
+    troubles.note("disk", None)
+    told = [message for message in heard.messages if message == "KV on redis is used again"]
+    assert len(told) == (back and answer in (None, "absent"))
+    assert not any("disk" in message for message in heard.messages)
 
 
 @pytest.mark.vllm
