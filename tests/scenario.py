@@ -125,7 +125,7 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
         finished = False
         for _ in range(after):
             finished = finished or any(o.finished for o in engine.step())
-        loading = len(worker_side()._async_loads) if worker_side() is not None else 0
+        loading = len(worker_side().answers.asynchronous) if worker_side() is not None else 0
         engine.abort_request([request_id])
         release()
         for _ in range(5):

@@ -47,9 +47,9 @@ class Watched:
         self._loads[job] = (rows, blocks)
         self._names["load_now"](job, rows, blocks, by_layers)
 
-    def submit_load(self, job: int, rows: Any, blocks: Any) -> None:
+    def submit_load(self, job: int, rows: Any, blocks: Any, by_layers: bool = False) -> None:
         self._loads[job] = (rows, blocks)
-        self._names["submit_load"](job, rows, blocks)
+        self._names["submit_load"](job, rows, blocks, by_layers)
 
     def join_load(self, job: int, layer: int | None = None) -> None:
         self._names["join_load"](job, layer)

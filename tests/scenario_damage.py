@@ -74,9 +74,9 @@ class Damage:
         worker, self.told_early = worker_side(), set[int]()
         worker._pace.lead = lambda: 1.0
 
-        def settle_loads(_seconds: float) -> list[int]:
-            self.told_early.update(worker._async_loads)
-            return list(worker._async_loads)
+        def settle_loads(_seconds: float, _by_layers: float) -> list[int]:
+            self.told_early.update(worker.answers.asynchronous)
+            return list(worker.answers.asynchronous)
 
         worker._mover.settle_loads = settle_loads
 

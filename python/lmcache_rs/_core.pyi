@@ -374,9 +374,10 @@ class GpuMover:
         """Have what is left of a load submitted to the GPU, and `stream` wait for it there: for all of it, or for layer
         number `layer` if it is a load by layers. Nothing is waited for when the load has ended, or is not known. A load
         that failed has ended when this returns, and `poll` tells so."""
-    def settle_loads(self, limit_s: float) -> list[int]:
-        """Loads that will have ended in `limit_s` seconds, if they go on at the speed they had so far. What is left of
-        them is submitted, so that nothing but the GPU itself can fail them any more."""
+    def settle_loads(self, limit_s: float, by_layers_s: float) -> list[int]:
+        """Loads that will have ended in `limit_s` seconds, those by layers in `by_layers_s`, if they go on at the speed
+        they had so far, or at first at that of the load before. What is left of them is submitted, so that nothing but
+        the GPU itself can fail them any more."""
     def submit_store(self, job: int, rows: _Numbers, blocks: _Numbers, stream: int) -> None:
         """Store in the background what the blocks hold after everything submitted to `stream` until now. Waits, for a
         minute at most, until its rows are pinned, if they will be."""

@@ -66,7 +66,7 @@ class HookedEngine(ToyEngine):
         left += [side._turns._holders, side._turns._early, side._turns._due]
         assert not any(left), left
         assert (side._lookup._waiting_rows, side._held.orphans) == (0, 0)
-        assert not any(worker.side._async_loads for worker in self.workers)
+        assert not any(worker.side.answers.asynchronous for worker in self.workers)
 
     def close(self) -> None:
         for side in (*self.workers, self.scheduler):

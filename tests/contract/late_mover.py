@@ -59,7 +59,7 @@ class LateMover:
     def load_now(self, job: int, rows: Any, blocks: Any, by_layers: bool = False) -> None:
         self.submit_load(job, rows, blocks)
 
-    def submit_load(self, job: int, rows: Any, blocks: Any) -> None:
+    def submit_load(self, job: int, rows: Any, blocks: Any, by_layers: bool = False) -> None:
         self._flying.append(self._begin(job, True, rows, blocks))
 
     def join_load(self, job: int, layer: int | None = None) -> None:
@@ -91,9 +91,9 @@ class LateMover:
         self._kv[blocks] = self.memory[rows]
         return True
 
-    def settle_loads(self, seconds: float) -> list[int]:
+    def settle_loads(self, seconds: float, by_layers_seconds: float) -> list[int]:
         loads = [copy for copy in self._flying if copy.is_load and not copy.fails]
-        return [copy.job for copy in loads if self._source.random() < min(0.5, seconds)]
+        return [copy.job for copy in loads if self._source.random() < min(0.5, by_layers_seconds)]
 
     def store(self, job: int, rows: Any, blocks: Any) -> None:
         copy = self._begin(job, False, rows, blocks)

@@ -21,14 +21,14 @@ class LateMover(CpuMover):
         self.joined = 0
         self.fail = False
 
-    def submit_load(self, job: int, rows: Any, blocks: Any) -> None:
+    def submit_load(self, job: int, rows: Any, blocks: Any, by_layers: bool = False) -> None:
         self._late[job] = (self.POLLS, rows, blocks)
 
     def join_load(self, job: int, layer: int | None = None) -> None:
         self.joined += job in self._late
         self._load(job)
 
-    def settle_loads(self, seconds: float) -> list[int]:
+    def settle_loads(self, seconds: float, by_layers_seconds: float) -> list[int]:
         return list(self._late) if seconds > 0 else []
 
     def poll(self) -> list[tuple[int, int, float]]:

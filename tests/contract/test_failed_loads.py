@@ -35,8 +35,8 @@ class Failing:
     def load_now(self, job: int, rows: Any, blocks: Any, by_layers: bool) -> None:
         self._load(self._mover.load_now, job, rows, blocks)
 
-    def submit_load(self, *job: Any) -> None:
-        self._load(self._mover.submit_load, *job)
+    def submit_load(self, job: int, rows: Any, blocks: Any, by_layers: bool) -> None:
+        self._load(self._mover.submit_load, job, rows, blocks)
 
     def _load(self, call: Any, job: int, rows: Any, blocks: Any) -> None:
         if not self.on:
@@ -136,7 +136,7 @@ class Stuck:
     def submit_load(self, *_: Any) -> None:
         pass
 
-    def settle_loads(self, _: float) -> list[int]:
+    def settle_loads(self, *_: float) -> list[int]:
         return []
 
     def poll(self) -> list[tuple[int, int, float]]:
@@ -155,7 +155,7 @@ def test_closing_never_gives_up_blocks_that_a_copy_can_still_write() -> None:
     engine.workers[0].side._mover = stuck = Stuck()
     waiting, other = engine.add(Request("waiting", prompt(1, 24))), engine.add(Request("other", prompt(5, 9)))
     engine.step()
-    (job,) = engine.workers[0].side._async_loads
+    (job,) = engine.workers[0].side.answers.asynchronous
     table = list(waiting.table)
     engine.workers[0].hooks.shutdown()
     for _ in range(20):

@@ -12,6 +12,7 @@ from test_faults import a_panic, prompt
 from toy_engine import Request
 
 from lmcache_rs.connector import barrier, breaker
+from lmcache_rs.connector.answers import Answers
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.groups import Groups
@@ -59,7 +60,8 @@ NOTHING_TO_FAIL = {
 class AlwaysFails:
     def __init__(self, make: Callable[[], BaseException]) -> None:
         self._make = make
-        self.bad_blocks: set[int] = {7}
+        self.answers = Answers()
+        self.answers.bad_blocks = {7}
         self.groups = Groups(16)
 
     def __getattr__(self, name: str) -> Any:

@@ -194,7 +194,7 @@ class Copies:
         self.loads: dict[int, list[int]] = {}
         self.refuses = False
 
-    def submit_load(self, job: int, rows: Any, blocks: Any) -> None:
+    def submit_load(self, job: int, rows: Any, blocks: Any, by_layers: bool = False) -> None:
         if self.refuses:
             raise RuntimeError("injected")
         self.loads[job] = rows.tolist()

@@ -297,7 +297,7 @@ class ToyEngine:
         worker.begin_step(orders)
         if sync_loads:
             worker.before_forward(orders)
-        bad_now = set(worker.bad_blocks)
+        bad_now = set(worker.answers.bad_blocks)
         for request in self.running:
             count = output.num_scheduled_tokens.get(request.request_id)
             if count and bad_now.isdisjoint(request.table):

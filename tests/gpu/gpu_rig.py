@@ -117,6 +117,6 @@ class Rig:
         if not by_layers:
             self.mover.join_load(self.jobs)
 
-    def load(self, rows: np.ndarray, blocks: np.ndarray) -> None:
+    def load(self, rows: np.ndarray, blocks: np.ndarray, by_layers: bool = False) -> None:
         self.jobs += 1
-        self.mover.submit_load(self.jobs, rows, blocks)
+        self.mover.submit_load(self.jobs, rows, blocks, by_layers)

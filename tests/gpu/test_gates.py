@@ -96,4 +96,50 @@ def test_gates_stay_as_they_are_while_an_earlier_replay_may_wait_at_them() -> No
     assert not rig.mover.gate_load(rig.jobs)
     rig.mover.join_load(rig.jobs)
     assert equal(rig.content(blocks), stored)
-    assert not rig.mover.gate_load(rig.jobs + 1), "another load"
+
+
+def test_a_load_beside_forwards_is_waited_for_by_the_next_replay_alone() -> None:
+    """One is under way when the load is put behind the gates: it reads what was there, and is not held up."""
+    rig = Rig(large(torch.uint8))
+    forward = Forward(rig)
+    rows, blocks, stored = store(rig, np.random.default_rng(4))
+    forward.index.copy_(torch.from_numpy(blocks.astype(np.int64)))
+    fill(rig.kv)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(SLOW_CYCLES)
+    forward.graph.replay()
+    rig.load(rows, blocks, by_layers=True)
+    assert rig.mover.gate_load(rig.jobs)
+    forward.graph.replay()
+    rig.wait(1)
+    torch.cuda.synchronize()
+    assert equal(forward.seen, stored)
+
+
+def test_a_replay_waits_for_what_was_recorded_before_it_was_launched() -> None:
+    """What the gates rely on: CUDA takes an event as it is at the launch of a graph, not when the graph comes to it."""
+    compute, other = torch.cuda.Stream(), torch.cuda.Stream()
+    gate, graph, late = torch.cuda.Event(external=True), torch.cuda.CUDAGraph(), torch.cuda.Event()
+    gate.record(other)
+    value = torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=compute):
+        gate.wait()
+        value += 1
+    ends = []
+    for again in (False, True):
+        if again:
+            with torch.cuda.stream(other):
+                torch.cuda._sleep(20 * SLOW_CYCLES)
+                late.record()
+                gate.record()
+        with torch.cuda.stream(compute):
+            if not again:
+                torch.cuda._sleep(SLOW_CYCLES)
+            graph.replay()
+            ends.append(torch.cuda.Event())
+            ends[-1].record()
+    ends[0].synchronize()
+    assert not late.query(), "launched before"
+    ends[1].synchronize()
+    assert late.query(), "launched after"

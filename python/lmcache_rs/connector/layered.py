@@ -20,6 +20,11 @@ class LayeredLoads:
         """Loads, and the layers of each that the forward has not asked for; None: it need not, it waits at gates."""
         self._captures = Captures(self._last)
 
+    @property
+    def gated(self) -> bool:
+        """Whether every forward that was captured waits for each layer."""
+        return self._captures.complete
+
     def begin(self, order: LoadOrder, asks: bool, mover: Mover) -> bool:
         """The step's forward is to wait for each layer; `asks`: it calls `before`, otherwise it is a captured one.
 

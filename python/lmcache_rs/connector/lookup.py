@@ -171,7 +171,7 @@ class Lookup:
             # VLLM computes the last token all the same. Where it drops blocks out of the window of the token after
             # that one, it would drop one that the last token still needs.
             need = total - num_computed
-        by_layers = not asynchronous and self._comes_by_layers(num_computed, load_slots)
+        by_layers = self._comes_by_layers(num_computed, load_slots)
         plan = Plan(num_computed, request.num_tokens, epoch, need, asynchronous, by_layers)
         self._keep(plan, match)
         return plan
@@ -208,11 +208,11 @@ class Lookup:
         return rules.asynchronous_only or beside, slots
 
     def _comes_by_layers(self, num_computed: int, slots: int) -> bool:
-        """Whether a load that holds the step is worth it, and fills its blocks from their first token on."""
+        """Whether a load is worth it, and fills its blocks from their first token on."""
         least = self._rules.layered_bytes_min
-        return (
-            least is not None and slots * self._slot_bytes >= least and num_computed % self._block_size == 0
-        )
+        if least is None or self._rules.asynchronous_only:
+            return False
+        return slots * self._slot_bytes >= least and num_computed % self._block_size == 0
 
     def _why_not(self, record: Record, match: Match, need: int) -> str | None:
         if need >= max(1, self._rules.min_tokens):

@@ -21,7 +21,7 @@ class Mover(Protocol):
     def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
         """Begin a load that the next forward reads, which joins it before it does."""
 
-    def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
+    def submit_load(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
         """Load beside whatever runs."""
 
     def join_load(self, job: int, layer: int | None = None) -> None:
@@ -39,8 +39,11 @@ class Mover(Protocol):
     def rescue(self, rows: Numbers, blocks: Numbers) -> bool:
         """Load before the next forward what `load_now` failed to, however slowly; False: there is no other way."""
 
-    def settle_loads(self, seconds: float) -> list[int]:
-        """Loads that will have ended in so many seconds, if they go on as they did, and will not fail any more."""
+    def settle_loads(self, seconds: float, by_layers_seconds: float) -> list[int]:
+        """Loads that will have ended in so many seconds, if they go on as they did, and will not fail any more.
+
+        `by_layers_seconds`: for those that the forward waits for by layers.
+        """
 
     def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Store the blocks as they are after what the step has computed so far."""

@@ -24,6 +24,10 @@ class Pace:
 
     def lead(self) -> float:
         """Seconds; 0 where too few steps are known."""
+        return self._steps_ahead * self.step_seconds()
+
+    def step_seconds(self) -> float:
+        """What a step takes; 0 where too few are known."""
         if len(self._begun) <= STEPS_LOOKED_AT:
             return 0.0
-        return self._steps_ahead * min(b - a for a, b in itertools.pairwise(self._begun))
+        return min(b - a for a, b in itertools.pairwise(self._begun))

@@ -47,7 +47,7 @@ class Pieces:
     def submit(self, order: LoadOrder, mover: Mover) -> None:
         """Begin a load with what is there already."""
         if not order.pieces:
-            mover.submit_load(order.job, order.rows, order.blocks)
+            mover.submit_load(order.job, order.rows, order.blocks, order.by_layers)
             return
         load = _Load(order)
         ready = at = len(order.rows) - sum(count for _, count in order.pieces)

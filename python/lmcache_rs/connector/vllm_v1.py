@@ -120,7 +120,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     def _doubtful_blocks(self) -> set[int]:
         if self._worker is None:
             return set()
-        bad, self._worker.bad_blocks = self._worker.bad_blocks, set()
+        bad = self._worker.answers.take_bad_blocks()
         return bad | (self._orders() or StepOrders()).blocks_of_synchronous_loads()
 
     @guard(lambda: None)

@@ -3,23 +3,12 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
+from lmcache_rs.connector.answers import Answers
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.layered import LayeredLoads
 from lmcache_rs.connector.mover import DRAIN_S_MAX, SPOILED_S_MAX, Mover
-from lmcache_rs.connector.orders import (
-    DONE,
-    FAILED,
-    BrokenLoad,
-    JobResult,
-    LoadOrder,
-    Numbers,
-    Order,
-    StepOrders,
-    StoreOrder,
-    WorkerAcks,
-)
+from lmcache_rs.connector.orders import FAILED, JobResult, LoadOrder, Order, StepOrders, WorkerAcks
 from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.pieces import Pieces
 from lmcache_rs.connector.tier_worker import TierWorker
@@ -42,17 +31,8 @@ class WorkerSide:
         self._orders = StepOrders()
         self._begun: set[int] = set()
         """Jobs of the current orders, and of those to come, that were begun or have failed."""
-        self._open: set[int] = set()
-        """Jobs that were begun and have not ended."""
         self._joined: StepOrders | None = None
-        self._async_loads: dict[int, LoadOrder | BrokenLoad] = {}
-        self._sync_loads: dict[int, LoadOrder | BrokenLoad] = {}
-        self._early: set[int] = set()
-        """Asynchronous loads told to vLLM as ended, shortly before they are."""
-        self._acks: dict[int, JobResult] = {}
-        self._received: set[str] = set()
-        self._failed: dict[str, Numbers] = {}
-        self.bad_blocks: set[int] = set()
+        self.answers = Answers()
 
     def attach(self, mover: Mover | None, layers: Mapping[str, int], tiers: TierWorker | None = None) -> None:
         """Take the mover of the KV caches (None: every job fails), its layers' numbers and the slower tiers."""
@@ -76,7 +56,10 @@ class WorkerSide:
         self._fail_rest(orders.broken)
         if self._joined is not orders:
             for job in orders.joins:
-                self._join(job)
+                order = self.answers.load(job)
+                # Whether the forward asks for layers is not known here, since 0.33 not before it either.
+                if not (isinstance(order, LoadOrder) and self._follow(order, asks=False)):
+                    self._join(job)
             self._joined = orders
 
     def before_forward(self, orders: StepOrders, by_layers: bool = False) -> None:
@@ -127,24 +110,23 @@ class WorkerSide:
         self._settle_layers()
         self._poll()
         self._report_early()
-        received, failed = self._received, self._failed
-        self._received, self._failed = set(), {}
+        received, failed = self.answers.take_received()
         if failed_as_blocks:
-            self.bad_blocks.update(*(blocks.tolist() for blocks in failed.values()))
+            self.answers.bad_blocks.update(*(blocks.tolist() for blocks in failed.values()))
         return received, set(failed)
 
     def take_bad_blocks(self) -> set[int]:
-        """Blocks that synchronous loads left bad since the last call."""
-        bad, self.bad_blocks = self.bad_blocks, set()
-        return bad
+        """Blocks that loads left bad since the last call."""
+        return self.answers.take_bad_blocks()
 
     def take_acks(self) -> WorkerAcks | None:
         """What the scheduler side has not been told; None: nothing."""
         self._poll()
-        if not self._acks and not self._rows_unreported:
+        results = self.answers.take_results()
+        if not results and not self._rows_unreported:
             return None
         rows = (self._mover.rows if self._mover is not None else 0) if self._rows_unreported else None
-        results, self._acks, self._rows_unreported = self._acks, {}, False
+        self._rows_unreported = False
         return WorkerAcks(results, rows)
 
     def drain(self) -> None:
@@ -165,12 +147,10 @@ class WorkerSide:
             self._take_ended(mover)
             if not ended:
                 # Its requests wait for ever rather than get blocks that are still written.
-                logger.error(
-                    "copies did not end in time: %d loads are never reported", len(self._async_loads)
-                )
+                count = len(self.answers.asynchronous)
+                logger.error("copies did not end in time: %d loads are never reported", count)
                 return
-        for job in (*self._async_loads, *self._sync_loads):
-            self._end(job, FAILED)
+        self.answers.end_loads()
 
     def _enter(self, orders: StepOrders) -> None:
         """Make these the current orders. What no hook began of the orders before has failed."""
@@ -188,9 +168,7 @@ class WorkerSide:
         if order.job in self._begun:
             return False
         self._begun.add(order.job)
-        self._open.add(order.job)
-        if not isinstance(order, StoreOrder):
-            (self._async_loads if order.asynchronous else self._sync_loads)[order.job] = order
+        self.answers.begin(order)
         return True
 
     @contextmanager
@@ -200,12 +178,12 @@ class WorkerSide:
             yield
         except BaseException as error:
             self._barrier.report(what, error)
-            self._end(job, FAILED)
+            self.answers.end(job, FAILED)
 
     def _fail_rest(self, orders: Iterable[Order]) -> None:
         for order in orders:
             if self._begins(order):
-                self._end(order.job, FAILED)
+                self.answers.end(order.job, FAILED)
 
     def _require_mover(self) -> Mover:
         if self._mover is None:
@@ -221,25 +199,25 @@ class WorkerSide:
 
     def _join(self, job: int) -> None:
         """Have what is computed from now on wait for a load, unless it has ended."""
-        if job in self._async_loads or job in self._sync_loads:
+        if self.answers.load(job) is not None:
             with self._or_failed("load", job):
                 self._pieces.join(job, self._require_mover())
 
     def _follow(self, order: LoadOrder, asks: bool) -> bool:
         """Have the forward wait for each layer of a load; False: for this one, or by this forward, it cannot be."""
         with self._or_failed("load", order.job):
-            return order.job in self._sync_loads and self._layered.begin(order, asks, self._require_mover())
+            is_open = self.answers.load(order.job) is not None
+            return is_open and self._layered.begin(order, asks, self._require_mover())
         return True  # It ended, failed.
 
     def _rescue(self, orders: StepOrders) -> None:
         """Load in another way what has failed: with overlapping steps vLLM keeps a token that it computes meanwhile."""
         for order in orders.loads:
-            if order.asynchronous or not self._acks.get(order.job, DONE).failed or self._mover is None:
+            if order.asynchronous or not self.answers.has_failed(order) or self._mover is None:
                 continue
             try:
                 if self._mover.rescue(order.rows, order.blocks):
-                    self._acks[order.job] = replace(DONE)
-                    self.bad_blocks.difference_update(order.blocks.tolist())
+                    self.answers.rescued(order)
             except BaseException as error:
                 self._barrier.report("rescue", error)
 
@@ -248,25 +226,27 @@ class WorkerSide:
         for order, missing in self._layered.end(self._mover):
             self._barrier.report("load", RuntimeError(f"{missing} layers of it were not waited for"))
             deadline = time.monotonic() + SPOILED_S_MAX
-            while order.job in self._sync_loads and time.monotonic() < deadline:
+            while self.answers.load(order.job) is not None and time.monotonic() < deadline:
                 self._poll()
                 time.sleep(0.001)
-            self.bad_blocks.update(order.blocks.tolist())
-            self._acks[order.job] = replace(FAILED)
+            self.answers.spoil(order)
 
     def _report_early(self) -> None:
-        """Tell vLLM of loads that will have ended before it can use their blocks; it is made to join them then."""
-        if self._mover is None or not self._async_loads or not (lead := self._pace.lead()):
+        """Tell vLLM of loads that will have ended before it can use their blocks; it is made to join them then.
+
+        Those by layers end while the forward that reads them runs.
+        """
+        if self._mover is None or not self.answers.asynchronous or not (lead := self._pace.lead()):
             return
-        for job in self._pieces.settled(self._mover.settle_loads(lead)):
-            order = self._async_loads.get(job)
-            if isinstance(order, LoadOrder) and order.held and job not in self._early:
-                self._early.add(job)
-                self._received.add(order.request_id)
+        layered = lead + (self._pace.step_seconds() if self._layered.gated else 0.0)
+        for job in self._pieces.settled(self._mover.settle_loads(lead, layered)):
+            order = self.answers.load(job)
+            if isinstance(order, LoadOrder) and order.asynchronous and order.held:
+                self.answers.tell_early(order)
 
     def _poll(self) -> None:
         results = self.tiers.take_results()
-        self._acks |= results
+        self.answers.add_results(results)
         if self._mover is None:
             return
         try:
@@ -278,23 +258,4 @@ class WorkerSide:
 
     def _take_ended(self, mover: Mover) -> None:
         for job, moved, seconds in self._pieces.whole(mover.poll()):
-            self._end(job, JobResult(1, int(moved < 0), max(0, moved), seconds))
-
-    def _end(self, job: int, result: JobResult) -> None:
-        """A job ended: keep its answers for the scheduler side, and for vLLM if it was a load. Once a job."""
-        if job not in self._open:
-            return
-        self._open.discard(job)
-        self._acks[job] = replace(result)
-        order = self._async_loads.pop(job, None)
-        if order is not None and job in self._early:
-            self._early.discard(job)
-            if result.failed:
-                self.bad_blocks.update(order.blocks.tolist())
-        elif order is not None:
-            self._received.add(order.request_id)
-            if result.failed:
-                self._failed[order.request_id] = order.blocks
-        order = self._sync_loads.pop(job, None)
-        if order is not None and result.failed:
-            self.bad_blocks.update(order.blocks.tolist())
+            self.answers.end(job, JobResult(1, int(moved < 0), max(0, moved), seconds))

@@ -41,8 +41,8 @@ class CpuMover:
         """Load now, whole rows; the result comes with the next poll."""
         self._copy("load", job, rows, blocks)
 
-    def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Load in the background."""
+    def submit_load(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
+        """Load in the background, whole rows."""
         self._mover.submit("load", job, rows, blocks)
 
     def join_load(self, job: int, layer: int | None = None) -> None:
@@ -65,7 +65,7 @@ class CpuMover:
         """No: there is no other way than the one that failed."""
         return False
 
-    def settle_loads(self, seconds: float) -> list[int]:
+    def settle_loads(self, seconds: float, by_layers_seconds: float) -> list[int]:
         """None: here nothing could wait for the rest of a load but the engine's own thread."""
         return []
 

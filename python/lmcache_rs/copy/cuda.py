@@ -99,14 +99,16 @@ class CudaMover:
     def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
         """Load in the background what the next forward reads, after what the current stream was given before."""
         self._pins.check()
-        if by_layers:
-            self._gates.submitted(job)
+        self._gates.fenced()
         self._mover.submit_load(job, rows, blocks, self._stream(), by_layers)
 
-    def submit_load(self, job: int, rows: Numbers, blocks: Numbers) -> None:
+    def submit_load(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
         """Load in the background."""
-        self._pins.check()
-        self._mover.submit_load(job, rows, blocks, self._stream() if self._fence_loads else None)
+        if self._fence_loads:
+            self.load_now(job, rows, blocks, by_layers)
+        else:
+            self._pins.check()
+            self._mover.submit_load(job, rows, blocks, None, by_layers)
 
     def join_load(self, job: int, layer: int | None = None) -> None:
         """Have the current stream wait for a load, or for one layer of a load by layers. Returns at once."""
@@ -122,7 +124,7 @@ class CudaMover:
 
     def gate_load(self, job: int) -> bool:
         """Have the graph that is replayed next wait for a load by layers, at its gates; for the first part before."""
-        if not self._gates.set(job, lambda stream, layer: self._mover.join_load(job, stream, layer)):
+        if not self._gates.set(lambda stream, layer: self._mover.join_load(job, stream, layer)):
             return False
         self.join_load(job, 0)
         return True
@@ -134,9 +136,9 @@ class CudaMover:
         torch.cuda.synchronize(self._device)
         return True
 
-    def settle_loads(self, seconds: float) -> list[int]:
-        """Loads that will have ended in so many seconds, if they go on as they did so far, and cannot fail any more."""
-        return self._mover.settle_loads(seconds)
+    def settle_loads(self, seconds: float, by_layers_seconds: float) -> list[int]:
+        """Loads that will have ended in so many seconds, if they go on as they did, and cannot fail any more."""
+        return self._mover.settle_loads(seconds, by_layers_seconds)
 
     def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Store in the background what the blocks hold after what the current stream was given before."""

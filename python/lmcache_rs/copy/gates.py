@@ -23,13 +23,12 @@ class Gates:
             event.record(self._stream)
         _kept.extend(self._events.values())
         self._device = device
-        self._load: tuple[int, torch.cuda.Event] | None = None
+        self._fence: torch.cuda.Event | None = None
 
-    def submitted(self, job: int) -> None:
-        """A load by layers was submitted after everything that the current stream was given until now."""
-        before = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        before.record(torch.cuda.current_stream(self._device))
-        self._load = (job, before)
+    def fenced(self) -> None:
+        """A load comes after everything that the current stream was given until now, and later loads come after it."""
+        self._fence = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._fence.record(torch.cuda.current_stream(self._device))
 
     def wait(self, layer: int) -> None:
         """Have the graph that is captured wait for the part that begins after this layer, if one does."""
@@ -37,12 +36,12 @@ class Gates:
         if event is not None:
             event.wait()
 
-    def set(self, job: int, join: Callable[[int, int], None]) -> bool:
+    def set(self, join: Callable[[int, int], None]) -> bool:
         """Put the parts of a load behind the gates; `join` makes a stream wait for a layer of it.
 
-        False, and nothing is done: replays from before the load may not have ended.
+        False, and nothing is done: loads may still wait for replays, which would wait for them.
         """
-        if self._load is None or self._load[0] != job or not self._load[1].query():  # type: ignore[no-untyped-call]
+        if self._fence is not None and not self._fence.query():  # type: ignore[no-untyped-call]
             return False
         for first, event in self._events.items():
             join(self._stream.cuda_stream, first)

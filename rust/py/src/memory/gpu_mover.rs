@@ -126,8 +126,8 @@ impl GpuMover {
         detached(py, move || mover.join_load(job.0, layer, stream.0))
     }
 
-    fn settle_loads(&self, limit_s: Timeout) -> PyResult<Vec<u64>> {
-        guarded_py(|| self.get()?.settle_loads(limit_s.0).map_err(|error| to_python(&error)))
+    fn settle_loads(&self, limit_s: Timeout, by_layers_s: Timeout) -> PyResult<Vec<u64>> {
+        guarded_py(|| self.get()?.settle_loads(limit_s.0, by_layers_s.0).map_err(|error| to_python(&error)))
     }
 
     fn poll(&self) -> PyResult<Vec<(u64, i64, f64)>> {

@@ -28,9 +28,27 @@ pub(super) struct Job {
     pub(super) end: End,
 }
 
+/// A load tells its own speed by so many stages; before that the last load's is more to be trusted.
+const TELLING_STAGES: usize = 4;
+
+/// How long bytes took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Speed {
+    bytes: u64,
+    time: Duration,
+}
+
+impl Speed {
+    #[expect(clippy::cast_precision_loss, reason = "a forecast")]
+    fn time_for(&self, bytes: u64) -> Duration {
+        self.time.mul_f64(bytes as f64 / self.bytes as f64)
+    }
+}
+
 /// A load that has not ended.
 #[derive(Debug)]
 pub(super) struct OpenLoad {
+    pub(super) end: End,
     pub(super) stages: usize,
     pub(super) done: usize,
     /// When the first stage and the last one so far were seen to be done.
@@ -123,20 +141,44 @@ impl Job {
 }
 
 impl OpenLoad {
+    pub(super) fn new(job: &Job) -> Self {
+        let parts_total = job.parts.len();
+        let parts = Vec::with_capacity(parts_total);
+        Self { end: job.end, stages: job.stages(), done: 0, seen: None, parts, parts_total, failed: false }
+    }
+
     /// One more stage is done.
     pub(super) fn stage_ended(&mut self, now: Instant) {
         self.done += 1;
         self.seen = Some((self.seen.map_or(now, |(first, _)| first), now));
     }
 
-    /// When it will have ended, as far as its own speed tells: that of its stages after the first one, which also waited
-    /// for what was on the bus, and for its kernel. None: nobody knows yet.
-    pub(super) fn left(&self, now: Instant) -> Option<Duration> {
-        let (first, last) = self.seen.filter(|_| self.done > 1 && !self.failed)?;
-        let (steps, left) =
-            (u32::try_from(self.done - 1).ok()?, u32::try_from(self.stages - self.done).ok()?);
-        let rest = last.saturating_duration_since(first) / steps * left;
-        Some(rest.saturating_sub(now.saturating_duration_since(last)))
+    /// That of the stages after the first one, which also waited for what was on the bus, and for its kernel.
+    pub(super) fn speed(&self) -> Option<Speed> {
+        let (first, last) = self.seen.filter(|_| self.done > 1)?;
+        Some(Speed { bytes: self.bytes(self.done - 1), time: last.saturating_duration_since(first) })
+    }
+
+    /// When it will have ended, if it goes on as it did, or at first as the load `before`; `alone`: the bus does nothing
+    /// else. None: nobody knows yet.
+    pub(super) fn left(&self, before: Option<Speed>, alone: bool, now: Instant) -> Option<Duration> {
+        let own = self.speed().filter(|_| self.done >= TELLING_STAGES || before.is_none());
+        let (speed, since, stages) = match self.seen {
+            Some((_, last)) => (own.or(before)?, last, self.stages - self.done),
+            // One more: its first bytes have to be scattered too.
+            None if alone => (before?, self.end.submitted, self.stages + 1),
+            None => return None,
+        };
+        let waited = now.saturating_duration_since(since);
+        if self.failed || (self.seen.is_none() && waited > speed.time_for(self.bytes(TELLING_STAGES))) {
+            return None;
+        }
+        Some(speed.time_for(self.bytes(stages)).saturating_sub(waited))
+    }
+
+    /// Of so many stages.
+    fn bytes(&self, stages: usize) -> u64 {
+        self.end.bytes * stages as u64 / self.stages as u64
     }
 }
 
@@ -144,21 +186,50 @@ impl OpenLoad {
 mod tests {
     use super::*;
 
+    fn ms(number: u64) -> Duration {
+        Duration::from_millis(number)
+    }
+
+    /// A load of 45 stages.
+    fn load(submitted: Instant) -> OpenLoad {
+        let end = End { name: 1, direction: Direction::Load, bytes: 45_000_000, submitted };
+        OpenLoad { end, stages: 45, done: 0, seen: None, parts: Vec::new(), parts_total: 1, failed: false }
+    }
+
     #[test]
     fn a_load_goes_on_at_the_speed_of_its_last_stages() {
-        let (start, ms) = (Instant::now(), Duration::from_millis);
-        let mut load =
-            OpenLoad { stages: 45, done: 0, seen: None, parts: Vec::new(), parts_total: 1, failed: false };
-        assert_eq!(load.left(start), None);
+        let start = Instant::now();
+        let mut load = load(start);
+        assert_eq!(load.left(None, true, start), None);
         load.stage_ended(start + ms(9));
-        assert_eq!(load.left(start + ms(9)), None, "one stage tells when it began to move, not how fast");
+        assert_eq!(
+            load.left(None, true, start + ms(9)),
+            None,
+            "that tells when it began to move, not how fast"
+        );
         for stage in 1..15 {
             load.stage_ended(start + ms(9 + 2 * stage));
         }
-        assert_eq!(load.left(start + ms(37)), Some(ms(60)));
-        assert_eq!(load.left(start + ms(38)), Some(ms(59)));
-        assert_eq!(load.left(start + ms(200)), Some(ms(0)), "it should have ended");
+        let before = Some(Speed { bytes: 1, time: ms(1) });
+        assert_eq!(load.left(before, false, start + ms(37)), Some(ms(60)));
+        assert_eq!(load.left(None, false, start + ms(38)), Some(ms(59)));
+        assert_eq!(load.left(None, true, start + ms(200)), Some(ms(0)), "it should have ended");
         load.failed = true;
-        assert_eq!(load.left(start + ms(38)), None);
+        assert_eq!(load.left(None, true, start + ms(38)), None);
+    }
+
+    #[test]
+    fn a_load_begins_at_the_speed_of_the_one_before() {
+        let start = Instant::now();
+        let (mut load, before) = (load(start), Some(Speed { bytes: 10_000_000, time: ms(20) }));
+        assert_eq!(load.left(before, false, start), None, "others go first, for how long is not known");
+        assert_eq!(load.left(before, true, start + ms(2)), Some(ms(90)), "45 stages and a kernel");
+        assert_eq!(load.left(before, true, start + ms(9)), None, "4 of its stages should have ended");
+        load.stage_ended(start + ms(9));
+        load.stage_ended(start + ms(10));
+        assert_eq!(load.left(before, false, start + ms(12)), Some(ms(84)));
+        load.stage_ended(start + ms(11));
+        load.stage_ended(start + ms(12));
+        assert_eq!(load.left(before, false, start + ms(12)), Some(ms(41)), "now it tells by itself");
     }
 }

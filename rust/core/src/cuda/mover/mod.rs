@@ -222,10 +222,11 @@ impl GpuMover {
         self.shared.join(job, part.transpose()?, stream)
     }
 
-    /// Loads that will end within `limit`, if they go on at the speed they had so far. What is left of them is
-    /// submitted: nothing but the GPU itself can fail them any more.
-    pub fn settle_loads(&self, limit: Duration) -> Result<Vec<u64>> {
-        let ending = self.open()?.ending_within(limit, Instant::now());
+    /// Loads that will end within `limit`, those `ByLayers` within `limit_by_layers`, if they go on at the speed they had
+    /// so far, or at first at that of the load before. What is left of them is submitted: nothing but the GPU itself can
+    /// fail them any more.
+    pub fn settle_loads(&self, limit: Duration, limit_by_layers: Duration) -> Result<Vec<u64>> {
+        let ending = self.open()?.ending_within(limit, limit_by_layers, Instant::now());
         let mut settled = Vec::with_capacity(ending.len());
         for job in ending {
             if self.shared.settle(job)? {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::super::driver::Fault;
 use super::super::events::Event;
-use super::job::{End, Job, OpenLoad, Progress, Stage, Submitted};
+use super::job::{End, Job, OpenLoad, Progress, Speed, Stage, Submitted};
 use crate::copy::{Direction, JOBS_MAX, Outcome};
 use crate::{Error, ErrorKind, Result};
 
@@ -53,6 +53,8 @@ pub(super) struct Queue {
     loads_in_flight: VecDeque<Stage>,
     stores_in_flight: VecDeque<Stage>,
     open_loads: HashMap<u64, OpenLoad>,
+    /// That of the last load which ended.
+    load_speed: Option<Speed>,
     /// Since when stores let loads go first.
     held_since: Option<Instant>,
     /// Jobs that somebody is submitting a stage of.
@@ -89,10 +91,7 @@ impl Queue {
             return Ok(());
         }
         if job.direction == Direction::Load {
-            let (stages, parts_total) = (job.stages(), job.parts.len());
-            let parts = Vec::with_capacity(parts_total);
-            let open = OpenLoad { stages, done: 0, seen: None, parts, parts_total, failed: false };
-            self.open_loads.insert(job.end.name, open);
+            self.open_loads.insert(job.end.name, OpenLoad::new(&job));
         }
         self.waiting(job.direction).push_back(job);
         Ok(())
@@ -209,9 +208,13 @@ impl Queue {
         self.loads.remove(place).map_or(Progress::Ended, Progress::Waiting)
     }
 
-    /// Loads that will end within `limit`, if they go on as they did so far.
-    pub(super) fn ending_within(&self, limit: Duration, now: Instant) -> Vec<u64> {
-        let soon = |open: &OpenLoad| open.left(now).is_some_and(|left| left <= limit);
+    /// Loads that will end within `limit`, or `limit_by_layers`, if they go on as they did, or as the last one did.
+    pub(super) fn ending_within(&self, limit: Duration, limit_by_layers: Duration, now: Instant) -> Vec<u64> {
+        let alone = self.open_loads.len() == 1;
+        let soon = |open: &OpenLoad| {
+            let limit = if open.parts_total > 1 { limit_by_layers } else { limit };
+            open.left(self.load_speed, alone, now).is_some_and(|left| left <= limit)
+        };
         self.open_loads.iter().filter(|(_, open)| soon(open)).map(|(&name, _)| name).collect()
     }
 
@@ -281,8 +284,10 @@ impl Queue {
             Err(Error::new(ErrorKind::Device, self.broken.clone().unwrap_or(message)))
         };
         let bytes = if succeeds { Ok(end.bytes) } else { failed() };
-        if end.direction == Direction::Load {
-            self.open_loads.remove(&end.name);
+        if end.direction == Direction::Load
+            && let Some(open) = self.open_loads.remove(&end.name)
+        {
+            self.load_speed = open.speed().filter(|_| succeeds).or(self.load_speed);
         }
         let seconds = end.submitted.elapsed().as_secs_f64();
         self.ended.push(Outcome { job: end.name, bytes, seconds });

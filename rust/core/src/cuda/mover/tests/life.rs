@@ -68,7 +68,7 @@ fn a_closed_mover_refuses_and_says_so_again() {
     let refusals = [
         rig.mover.submit_load(1, vec![], vec![], LoadOrder::ByLayers, None),
         rig.mover.submit_store(1, vec![], vec![], COMPUTE),
-        rig.mover.settle_loads(LONG).map(drop),
+        rig.mover.settle_loads(LONG, LONG).map(drop),
         rig.mover.poll().map(drop),
         rig.mover.drain(LONG).map(drop),
     ];

@@ -133,7 +133,7 @@ fn a_layer_that_is_not_there_cannot_be_joined() {
 fn a_load_half_done_tells_when_it_will_end() {
     let limits = Limits { load_stages: 1, ..LIMITS };
     let mut rig = Rig::new(&Shape { limits, stage: 1, ..Shape::small(10) });
-    let soon = |rig: &Rig, limit| rig.mover.settle_loads(limit).expect("open");
+    let soon = |rig: &Rig, limit| rig.mover.settle_loads(limit, Duration::ZERO).expect("open");
     rig.fake.freeze(STREAMS.load_scatter, true);
     rig.load(1, &numbers(24), &numbers(24), false).expect("open");
     thread::sleep(Duration::from_millis(20));

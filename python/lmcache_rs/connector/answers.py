@@ -1,0 +1,107 @@
+"""What became of a worker's jobs, kept until vLLM or the scheduler side asks."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lmcache_rs.connector.orders import (
+    DONE,
+    FAILED,
+    BrokenLoad,
+    JobResult,
+    LoadOrder,
+    Numbers,
+    Order,
+    StoreOrder,
+)
+
+
+class Answers:
+    """Every job that begins ends once; loads are told to vLLM too, those that hold the step by their bad blocks."""
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+        self._loads: dict[int, LoadOrder | BrokenLoad] = {}
+        """Loads that have not ended."""
+        self._early: set[int] = set()
+        """Asynchronous loads told to vLLM as ended, shortly before they are."""
+        self._results: dict[int, JobResult] = {}
+        self._received: set[str] = set()
+        self._failed: dict[str, Numbers] = {}
+        self.bad_blocks: set[int] = set()
+
+    def begin(self, order: Order) -> None:
+        """The job must end from now on."""
+        self._open.add(order.job)
+        if not isinstance(order, StoreOrder):
+            self._loads[order.job] = order
+
+    def end(self, job: int, result: JobResult) -> None:
+        """A job ended; only the first end counts."""
+        if job not in self._open:
+            return
+        self._open.discard(job)
+        self._results[job] = replace(result)
+        order, early = self._loads.pop(job, None), job in self._early
+        self._early.discard(job)
+        if order is None:
+            return
+        if order.asynchronous and not early:
+            self._received.add(order.request_id)
+            if result.failed:
+                self._failed[order.request_id] = order.blocks
+        elif result.failed:
+            self.bad_blocks.update(order.blocks.tolist())
+
+    def tell_early(self, order: LoadOrder) -> None:
+        """Tell vLLM that an asynchronous load has ended, though it has not quite. Once."""
+        if order.job not in self._early:
+            self._early.add(order.job)
+            self._received.add(order.request_id)
+
+    def spoil(self, order: LoadOrder) -> None:
+        """A load whose blocks were read too early counts as failed, however it ended."""
+        self.bad_blocks.update(order.blocks.tolist())
+        self._results[order.job] = replace(FAILED)
+
+    def rescued(self, order: LoadOrder) -> None:
+        """A load that failed was made up for."""
+        self._results[order.job] = replace(DONE)
+        self.bad_blocks.difference_update(order.blocks.tolist())
+
+    def has_failed(self, order: LoadOrder) -> bool:
+        """Whether it ended so since the last `take_results`."""
+        return bool(self._results.get(order.job, DONE).failed)
+
+    def load(self, job: int) -> LoadOrder | BrokenLoad | None:
+        """The load of this name, unless it has ended."""
+        return self._loads.get(job)
+
+    @property
+    def asynchronous(self) -> list[int]:
+        """Asynchronous loads that have not ended."""
+        return [job for job, order in self._loads.items() if order.asynchronous]
+
+    def end_loads(self) -> None:
+        """Nothing loads any more: what has not ended has failed."""
+        for job in list(self._loads):
+            self.end(job, FAILED)
+
+    def add_results(self, results: Mapping[int, JobResult]) -> None:
+        """Of jobs that were begun elsewhere."""
+        self._results.update(results)
+
+    def take_results(self) -> dict[int, JobResult]:
+        """What ended since the last call, by job."""
+        results, self._results = self._results, {}
+        return results
+
+    def take_received(self) -> tuple[set[str], dict[str, Numbers]]:
+        """Requests whose asynchronous load ended since the last call, and the blocks of those whose load failed."""
+        received, failed = self._received, self._failed
+        self._received, self._failed = set(), {}
+        return received, failed
+
+    def take_bad_blocks(self) -> set[int]:
+        """Blocks that loads left bad since the last call, but for those told by `take_received`."""
+        bad, self.bad_blocks = self.bad_blocks, set()
+        return bad
