@@ -1,11 +1,13 @@
 """How soon vLLM uses what a worker tells it, judged by the last steps."""
 
 import itertools
+import statistics
 import time
 from collections import deque
 
 STEPS_LOOKED_AT = 3
-"""Of the last so many steps the shortest counts: a long prefill among them says nothing about the next ones."""
+"""Of the last so many steps the median counts: a long prefill among them says nothing about the next ones, nor does one
+that was begun late, and so looks long, and the one after it short."""
 
 
 class Pace:
@@ -30,4 +32,4 @@ class Pace:
         """What a step takes; 0 where too few are known."""
         if len(self._begun) <= STEPS_LOOKED_AT:
             return 0.0
-        return min(b - a for a, b in itertools.pairwise(self._begun))
+        return statistics.median(b - a for a, b in itertools.pairwise(self._begun))

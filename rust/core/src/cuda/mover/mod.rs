@@ -146,7 +146,7 @@ impl GpuMover {
             [_] => load_rows,
             several => {
                 let largest = several.iter().map(|part| part.bytes).max().unwrap_or(pool.row_stride());
-                stage_rows(&config.load_staging, largest)?
+                stage_rows(&config.load_staging, largest)?.min((config.background_bytes / largest).max(1))
             }
         };
         let entered = Entered::new(driver.as_ref())?;
