@@ -39,6 +39,7 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
         self.preempted = 0
         self.layers_joined = 0
         self.loads_gated = 0
+        self.parts_stored = 0
         self.drafted = 0
         self._count_preemptions_and_drafts()
 
@@ -260,6 +261,22 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
 
     def gated_loads(self) -> int:
         return self.loads_gated
+
+    def store_by_layers(self) -> None:
+        """From now on stores of any size go by layers, where the device has parts; their parts are counted."""
+        from lmcache_rs.connector import stored_layers
+
+        stored_layers.BLOCKS_MIN, mover = 1, worker_side()._mover
+        store_part = mover.store_part
+
+        def counting(*arguments: Any) -> None:
+            self.parts_stored += 1
+            store_part(*arguments)
+
+        mover.store_part = counting
+
+    def stored_parts(self) -> int:
+        return self.parts_stored
 
     def layer_joins(self) -> int:
         return self.layers_joined

@@ -340,10 +340,10 @@ class GpuMover:
     row, all with `blocks` blocks. Addresses and sizes are multiples of 4; of 16, for speed. `streams` are handles of
     ((load copy, load copy), load scatter, store gather, (store copy, store copy)), the pairs used in turn; 0 and
     streams that wait for it make copies wait for compute. Staging buffers are (address, bytes), used in turn, one row
-    stride or more each; a stage moves at most `background_bytes` (one row at least), one of a load by layers, which
-    comes in `layer_parts` parts, fills a buffer. All of it, and the KV, must live until `close` returned True, or for
-    ever: `keep` is an object that sees to it, given up only then. Rows and blocks are given in pairs and belong to the
-    job until it ended.
+    stride or more each; a stage moves at most `background_bytes` (one row at least). A load by layers comes in
+    `load_parts` parts, stores may be cut into `store_parts`, at most. All of it, and the KV, must live until `close`
+    returned True, or for ever: `keep` is an object that sees to it, given up only then. Rows and blocks are given in
+    pairs and belong to the job until it ended; stores of other parts may have the same.
 
     When the driver fails, jobs end with -1 only once nothing of them runs any more. Where that cannot be seen the mover
     gives up: that job is never told of, jobs not submitted to the GPU end with -1, later calls raise DeviceError.
@@ -359,12 +359,16 @@ class GpuMover:
         load_staging: Sequence[tuple[int, int]],
         store_staging: Sequence[tuple[int, int]],
         background_bytes: int,
-        layer_parts: int,
+        load_parts: int,
+        store_parts: int,
         keep: Any = None,
     ) -> GpuMover: ...
     @property
-    def part_layers(self) -> list[int]:
+    def load_parts(self) -> list[int]:
         """The first layer of each part of a load by layers."""
+    @property
+    def store_parts(self) -> list[int]:
+        """The first layer of each part that can be stored for itself."""
     def submit_load(
         self, job: int, rows: _Numbers, blocks: _Numbers, stream: int | None = None, by_layers: bool = False
     ) -> None:
@@ -378,9 +382,11 @@ class GpuMover:
         """Loads that will have ended in `limit_s` seconds, those by layers in `by_layers_s`, if they go on at the speed
         they had so far, or at first at that of the load before. What is left of them is submitted, so that nothing but
         the GPU itself can fail them any more."""
-    def submit_store(self, job: int, rows: _Numbers, blocks: _Numbers, stream: int) -> None:
-        """Store in the background what the blocks hold after everything submitted to `stream` until now. Waits, for a
-        minute at most, until its rows are pinned, if they will be."""
+    def submit_store(
+        self, job: int, rows: _Numbers, blocks: _Numbers, stream: int, part: int | None = None
+    ) -> None:
+        """Store in the background what the blocks hold after everything submitted to `stream` until now, or of it the
+        layers of part number `part`. Waits, for a minute at most, until its rows are pinned, if they will be."""
     def poll(self) -> list[tuple[int, int, float]]:
         """Jobs ended since the last call: (job, bytes copied or -1 when it failed, seconds from submission to end)."""
     def drain(self, timeout_s: float) -> bool:

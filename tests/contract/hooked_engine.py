@@ -32,13 +32,13 @@ class HookedEngine(ToyEngine):
         self.tainted: dict[str, Request] = {}
         """Requests whose forward read wrong cells in this step: right if vLLM is told, since it discards the result."""
 
-    def _forward(self, rank: int, request: Request, count: int, garbage: bool = False) -> None:
+    def _forward(self, rank: int, layer: int, request: Request, count: int, garbage: bool) -> None:
         wrong = self.wrong
-        super()._forward(rank, request, count, garbage)
+        super()._forward(rank, layer, request, count, garbage or request.request_id in self.tainted)
         if self.wrong > wrong:
             self.wrong = wrong
             self.tainted[request.request_id] = request
-            super()._forward(rank, request, count, garbage=True)
+            super()._forward(rank, layer, request, count, garbage=True)
 
     def _update(self, output: Any, bad: set[int], acks: Any) -> None:
         self.wrong += sum(bad.isdisjoint(request.table) for request in self.tainted.values())
@@ -140,6 +140,9 @@ class WorkerHooks(Hooks):
 
     def before_forward(self, orders: Any) -> None:
         self.hooks.start_load_kv(None)
+
+    def after_layer(self, orders: Any, name: str) -> None:
+        self.hooks.save_kv_layer(name, None, None)
 
     def after_forward(self, orders: Any) -> None:
         self.hooks.wait_for_save()

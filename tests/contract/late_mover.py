@@ -1,7 +1,7 @@
 """A mover that copies at any moment between a job's order and its end, in any order, and sees what others change."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -13,7 +13,10 @@ GARBAGE = np.uint64(0xBAD)
 
 @dataclass(slots=True)
 class Copy:
-    """A job in flight. `snapshot`: what its rows must stay, from its order on if it loads, once copied if it stores."""
+    """A job in flight. `snapshot`: what its rows must stay, from its order on if it loads, once copied if it stores.
+
+    `released`: of its blocks those that were released under it.
+    """
 
     job: int
     is_load: bool
@@ -22,6 +25,11 @@ class Copy:
     fails: bool
     snapshot: Any = None
     copied: bool = False
+    released: set[int] = field(default_factory=set)
+
+    @property
+    def kept(self) -> list[int]:
+        return [block for block in self.blocks.tolist() if block not in self.released]
 
 
 class LateMover:
@@ -29,7 +37,8 @@ class LateMover:
 
     A load that was joined is done before anything else, and no store overtakes its end, as on a device whose streams
     keep that order; nothing else is in order. `is_held` says whether a block is referenced in vLLM's pool; `excused`
-    are jobs whose blocks were released under them, which their owner knows. `touch` is told which rows a job uses.
+    are jobs whose blocks were released under them, which their owner knows, `excused_pairs` rows and blocks of those
+    that are stored by parts under other names. `touch` is told which rows a job uses.
     `violations` is what must never happen.
     """
 
@@ -43,9 +52,11 @@ class LateMover:
         touch: Callable[[int, Any, str], None],
     ) -> None:
         self.rows = rows
+        self.store_parts = (0,)
         self.memory = np.zeros((rows, kv.shape[1]), np.uint64)
         self.hurry = False
         self.excused: set[int] = set()
+        self.excused_pairs: set[tuple[int, int]] = set()
         self.violations: list[str] = []
         self._source = source
         self._kv = kv
@@ -95,11 +106,18 @@ class LateMover:
         loads = [copy for copy in self._flying if copy.is_load and not copy.fails]
         return [copy.job for copy in loads if self._source.random() < min(0.5, by_layers_seconds)]
 
-    def store(self, job: int, rows: Any, blocks: Any) -> None:
+    def store(self, job: int, rows: Any, blocks: Any, released: Iterable[int] = ()) -> None:
         copy = self._begin(job, False, rows, blocks)
+        copy.released.update(released)
         self._flying.append(copy)
         if self._source.random() < 0.3:
             self._copy(copy)
+
+    def store_part(self, job: int, rows: Any, blocks: Any, part: int) -> None:
+        """All of them: there is one layer."""
+        pairs = set(zip(rows.tolist(), blocks.tolist(), strict=True)) & self.excused_pairs
+        self.excused_pairs -= pairs
+        self.store(job, rows, blocks, {block for _, block in pairs})
 
     def poll(self) -> list[tuple[int, int, float]]:
         ended, self._broken = self._broken, []
@@ -151,7 +169,7 @@ class LateMover:
         for other in self._flying:
             if not (is_load and other.is_load) and np.intersect1d(rows, other.rows).size:
                 self.violations.append(f"jobs {other.job} and {job} share rows, and one of them writes")
-            if other.job not in self.excused and is_load and np.intersect1d(blocks, other.blocks).size:
+            if other.job not in self.excused and is_load and np.intersect1d(blocks, other.kept).size:
                 self.violations.append(f"load {job} writes blocks that job {other.job} uses")
         if is_load:
             copy.snapshot = self.memory[rows]
@@ -159,7 +177,7 @@ class LateMover:
 
     def _copy(self, copy: Copy) -> None:
         copy.copied = True
-        if copy.job not in self.excused and not all(map(self._is_held, copy.blocks.tolist())):
+        if copy.job not in self.excused and not all(map(self._is_held, copy.kept)):
             self.violations.append(f"job {copy.job} touches a block that was given back")
         if copy.is_load:
             self._kv[copy.blocks] = GARBAGE if copy.fails else self.memory[copy.rows]

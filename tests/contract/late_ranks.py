@@ -106,6 +106,8 @@ class Ranks:
                 worker.attach(mover, {"l": 0}, tiers)
                 if source.random() < 0.5:
                     worker.capture_layer("l")
+                if shape.layered:
+                    worker._stored_layers.takes = bool  # type: ignore[method-assign]
             else:
                 worker.attach(None, {"l": 0})
             self.movers.append(mover)
@@ -126,6 +128,8 @@ class Ranks:
                 self._before_forward(worker, step)
             for part in step.parts:
                 self._forward(rank, step, part)
+            if step.parts and self._source.random() < 0.5:
+                worker.after_layer(step.orders, "l")
             if not step.sync_loads:
                 worker.before_forward(step.orders)
             if step.parts:  # vLLM up to 0.30 does not call it otherwise

@@ -35,10 +35,12 @@ class OperatedEngine(Queues):
         raise NotImplementedError
 
     def reset(self, clear: bool) -> None:
-        planned = {order.job for step in self._pipeline for order in step.orders.stores}
-        planned |= {order.job for order in self.scheduler._storing._late}
+        planned = [order for step in self._pipeline for order in step.orders.stores]
+        planned += self.scheduler._storing._late
         for mover in self.ranks.movers:
-            mover.excused |= mover.stores() | planned
+            mover.excused |= mover.stores() | {order.job for order in planned}
+            for order in planned:
+                mover.excused_pairs |= set(zip(order.rows.tolist(), order.blocks.tolist(), strict=True))
         self.pool.reset_prefix_cache()
         used = {block for request in self.all for block in request.table}
         # Those of ended requests that are still being loaded.

@@ -19,6 +19,7 @@ class LateMover(CpuMover):
         super().__init__(*arguments)
         self._late: dict[int, tuple[int, Any, Any]] = {}
         self.joined = 0
+        self.limits: set[tuple[float, float]] = set()
         self.fail = False
 
     def submit_load(self, job: int, rows: Any, blocks: Any, by_layers: bool = False) -> None:
@@ -29,7 +30,11 @@ class LateMover(CpuMover):
         self._load(job)
 
     def settle_loads(self, seconds: float, by_layers_seconds: float) -> list[int]:
+        self.limits.add((seconds, by_layers_seconds))
         return list(self._late) if seconds > 0 else []
+
+    def gate(self, layer: int) -> None:
+        """Every capture waits."""
 
     def poll(self) -> list[tuple[int, int, float]]:
         for job, (polls, rows, blocks) in list(self._late.items()):
@@ -49,6 +54,9 @@ class LateMover(CpuMover):
 
 class Soon(Pace):
     """Steps are regular."""
+
+    def step_seconds(self) -> float:
+        return 0.25
 
     def lead(self) -> float:
         return 1.0
@@ -106,14 +114,27 @@ def test_a_load_that_fails_after_it_was_told_is_computed_again() -> None:
     assert engine.counters.take()["failed_loads"] == 1
 
 
-def test_the_pace_is_that_of_the_shortest_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    pace, clock = Pace(3), iter([0.0, 9.0, 9.5, 9.75, 10.75])
+def test_the_pace_is_that_of_the_last_steps_but_for_a_long_one_and_one_begun_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pace, clock = Pace(3), iter([0.0, 9.0, 9.5, 10.0, 10.75, 11.0])
     monkeypatch.setattr("lmcache_rs.connector.pace.time.perf_counter", lambda: next(clock))
     leads = []
-    for _ in range(5):
+    for _ in range(6):
         pace.step()
         leads.append(pace.lead())
-    assert leads == [0, 0, 0, 0.75, 0.75]
+    assert leads == [0, 0, 0, 1.5, 1.5, 1.5]
+
+
+@pytest.mark.parametrize("captured", [0, LAYERS - 1, LAYERS])
+def test_loads_by_layers_are_told_a_step_earlier_if_every_forward_waits_for_layers(captured: int) -> None:
+    engine = engine_with_late_loads()
+    for layer in range(captured):
+        engine.workers[0].capture_layer(f"layer.{layer}")
+    engine.run(Request("first", prompt(1, 41)))
+    engine.run(Request("other", prompt(9, 5), max_tokens=8), Request("second", prompt(1, 41)))
+    assert engine.workers[0]._mover.limits == {(1.0, 1.25 if captured == LAYERS else 1.0)}
+    engine.assert_idle()
 
 
 @pytest.mark.parametrize("asked", [LAYERS, LAYERS - 1])

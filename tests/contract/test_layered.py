@@ -114,3 +114,11 @@ def test_a_captured_forward_that_cannot_wait_by_layers(names: Any, by_layers: bo
     mover.said.clear()
     assert not loads.end(mover)
     assert not mover.said
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_load_that_goes_by_pieces_is_waited_for_whole(asks: bool) -> None:
+    mover = Waits()
+    load = order(7)
+    load.pieces = [(8, 1)]
+    assert not captured(mover, *NAMES).begin(load, asks, mover), "its copies have other names"

@@ -14,8 +14,9 @@ from toy_engine import BLOCK, ROW_BYTES, Request, ToyEngine
 from held_queue import HeldQueue
 from lmcache_rs.config import load_config
 from lmcache_rs.connector import pieces
+from lmcache_rs.connector.copies import FIRST_COPY, Copies
 from lmcache_rs.connector.orders import DONE, FAILED, LoadOrder
-from lmcache_rs.connector.pieces import FIRST_COPY, Pieces
+from lmcache_rs.connector.pieces import Pieces
 from lmcache_rs.connector.tiers import OpenTier, open_tiers
 
 CHUNKS = 4
@@ -187,7 +188,7 @@ def test_without_asynchronous_loads_all_is_waited_for(tmp_path: Path) -> None:
     assert found(slow.request) == len(PROMPT) - 1
 
 
-class Copies:
+class Loads:
     """A mover that only notes what it is to load."""
 
     def __init__(self) -> None:
@@ -208,8 +209,8 @@ def order(*chunks: tuple[int, int], ready: int = 2, wait_s: float = 60.0) -> Loa
 @pytest.fixture
 def rig() -> SimpleNamespace:
     errors: list[str] = []
-    made = Pieces(lambda what, error: errors.append(what))
-    return SimpleNamespace(pieces=made, mover=Copies(), errors=errors)
+    made = Pieces(Copies(), lambda what, error: errors.append(what))
+    return SimpleNamespace(pieces=made, mover=Loads(), errors=errors)
 
 
 def test_each_chunk_is_copied_when_it_is_there(rig: SimpleNamespace) -> None:
@@ -259,4 +260,4 @@ def test_a_load_fails_once_nothing_is_copied_for_it_any_more(why: str, rig: Simp
     ((job, moved, _),) = rig.pieces.whole([(first, 20, 0.1)])
     assert (job, moved) == (7, -1)
     assert not rig.pieces._loads
-    assert not rig.pieces._owners
+    assert not rig.pieces._copies.is_copy(first)

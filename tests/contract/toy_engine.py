@@ -298,12 +298,11 @@ class ToyEngine:
         if sync_loads:
             worker.before_forward(orders)
         bad_now = set(worker.answers.bad_blocks)
-        for request in self.running:
-            count = output.num_scheduled_tokens.get(request.request_id)
-            if count and bad_now.isdisjoint(request.table):
-                self._forward(rank, request, count)
-            elif count:
-                self._forward(rank, request, count, garbage=True)
+        for layer in range(LAYERS):
+            for request in self.running:
+                if count := output.num_scheduled_tokens.get(request.request_id):
+                    self._forward(rank, layer, request, count, not bad_now.isdisjoint(request.table))
+            worker.after_layer(orders, f"layer.{layer}")
         if not sync_loads:
             worker.before_forward(orders)
         worker.after_forward(orders)
@@ -313,16 +312,15 @@ class ToyEngine:
         self.failed |= failed
         return worker.take_acks(), worker.take_bad_blocks()
 
-    def _forward(self, rank: int, request: Request, count: int, garbage: bool = False) -> None:
-        tokens, done = request.all_token_ids, request.num_computed_tokens
-        for layer, kv in enumerate(self.kv[rank]):
-            for position in range(done + count):
-                at = request.table[position // BLOCK], position % BLOCK
-                expected = cell(tokens, position, layer, rank)
-                if position >= done:
-                    kv[at] = 0xBAD if garbage else expected
-                elif not garbage and kv[at] != expected:
-                    self.wrong += 1
+    def _forward(self, rank: int, layer: int, request: Request, count: int, garbage: bool) -> None:
+        tokens, done, kv = request.all_token_ids, request.num_computed_tokens, self.kv[rank][layer]
+        for position in range(done + count):
+            at = request.table[position // BLOCK], position % BLOCK
+            expected = cell(tokens, position, layer, rank)
+            if position >= done:
+                kv[at] = 0xBAD if garbage else expected
+            elif not garbage and kv[at] != expected:
+                self.wrong += 1
 
     def _update(self, output: Any, bad: set[int], acks: WorkerAcks | None) -> None:
         for request in list(self.running):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from gpu_rig import BLOCKS, DTYPES, LAYOUTS, ROWS, Rig, as_bytes, block_bytes, fill, separate, u32  # noqa: E402
 
-from lmcache_rs.copy.cuda import CudaMover  # noqa: E402
+from lmcache_rs.copy.cuda import STORE_PARTS, CudaMover  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -87,6 +88,27 @@ def test_a_store_behind_a_slow_kernel_sees_what_it_writes(rig: Rig) -> None:
             as_bytes(tensor)[index] = value
         rig.store(rows, blocks)
         rig.wait(1)
+        assert (view[rows.astype(np.int64), : block_bytes(rig.kv)] == value).all(), value
+
+
+def test_a_part_of_a_store_behind_a_slow_kernel_sees_what_it_writes(rig: Rig) -> None:
+    rng = np.random.default_rng(12)
+    view = torch.from_dlpack(rig.pool)
+    firsts = rig.mover.store_parts
+    assert firsts[0] == 0
+    assert len(firsts) == min(STORE_PARTS, len(rig.kv))
+    for value in range(1, 51):
+        rows, blocks = some_pairs(rng, 8, bool(value % 2))
+        index = torch.from_numpy(blocks.astype(np.int64)).cuda()
+        torch.cuda.synchronize()
+        for part, (first, end) in enumerate(itertools.pairwise([*firsts, len(rig.kv)])):
+            torch.cuda._sleep(SLOW_CYCLES)
+            for tensor in rig.kv[first:end]:
+                as_bytes(tensor)[index] = value
+            rig.jobs += 1
+            rig.mover.store_part(rig.jobs, rows, blocks, part)
+        ended = rig.wait(len(firsts))
+        assert sum(moved for _, moved, _ in ended) == len(rows) * block_bytes(rig.kv)
         assert (view[rows.astype(np.int64), : block_bytes(rig.kv)] == value).all(), value
 
 
@@ -312,5 +334,5 @@ def test_what_cannot_be_moved_is_refused() -> None:
     host = torch.from_dlpack(pool).data_ptr()
     with pytest.raises(InvalidArgumentError, match="not in the GPU's memory"):
         _core.GpuMover(
-            pool, [(host, 36, 36)], 1, 0, ((0, 0), 0, 0, (0, 0)), [(host, 4096)], [(host, 4096)], 4096, 1
+            pool, [(host, 36, 36)], 1, 0, ((0, 0), 0, 0, (0, 0)), [(host, 4096)], [(host, 4096)], 4096, 1, 1
         )

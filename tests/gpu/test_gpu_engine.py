@@ -35,19 +35,21 @@ BASE: dict[str, Any] = {
 ENV = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
 GRAPHS = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 
+BY_LAYERS: Steps = [("load_by_layers", {}), ("store_by_layers", {})]
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "graphs": {"llm": GRAPHS},
-    "by layers": {"llm": GRAPHS, "before": [("load_by_layers", {})]},
-    "by layers, eager": {"before": [("load_by_layers", {})]},
+    "by layers": {"llm": GRAPHS, "before": BY_LAYERS},
+    "by layers, eager": {"before": BY_LAYERS},
     "by layers, first model runner": {
         "llm": GRAPHS,
-        "before": [("load_by_layers", {})],
+        "before": BY_LAYERS,
         "env": {"VLLM_USE_V2_MODEL_RUNNER": "0"},
     },
     "by layers, told early": {
         "extra": {"sync_load_max_size": 0},
         "llm": GRAPHS,
-        "before": [("load_by_layers", {}), ("tell_loads_early", {})],
+        "before": [*BY_LAYERS, ("tell_loads_early", {})],
     },
     "told early": {"extra": {"sync_load_max_size": 0}, "llm": GRAPHS, "before": [("tell_loads_early", {})]},
     "eager, asynchronous": {"extra": {"sync_load_max_size": 0}},
@@ -69,6 +71,7 @@ def test_a_life_of_requests(
     llm, env = BASE | options.pop("llm", {}), ENV | options.pop("env", {})
     before: Steps = options.pop("before", [])
     after: Steps = [
+        ("stored_parts", {}),
         ("gated_loads", {}),
         ("early_loads", {}),
         ("layer_joins", {}),
@@ -83,6 +86,7 @@ def test_a_life_of_requests(
     assert stats["loads"] > 0
     assert not stats.get("failed_loads"), stats
     assert (run.results[-3] > 0) == variant.startswith("by layers")
+    assert (run.results[-6] > 0) == variant.startswith("by layers")
     assert (run.results[-5] > 0) == (variant.startswith("by layers") and "eager" not in variant)
     assert (run.results[-4] > 0) == ("told early" in variant)
     if variant == "graphs":

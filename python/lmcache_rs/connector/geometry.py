@@ -31,6 +31,8 @@ class Geometry:
     """Workers that share this machine's memory, those of other data-parallel engines included."""
     drafts: bool = False
     """Steps may write KV after their forward: a speculative model drafts tokens."""
+    micro_batches: bool = False
+    """Steps may compute each layer several times, for a part of their tokens each."""
     windows: tuple[int, ...] = (0,)
     """Of each cache group: the tokens that its attention sees; 0: all."""
 
@@ -93,6 +95,7 @@ def inspect(
         device=device_type,
         ranks_on_host=parallel.world_size * getattr(parallel, "data_parallel_size_local", 1),
         drafts=getattr(vllm_config, "speculative_config", None) is not None,
+        micro_batches=bool(getattr(parallel, "use_ubatching", False)),
         windows=tuple(map(_window, groups)),
     )
 

@@ -62,7 +62,14 @@ def make_mover(config: Config, geometry: Geometry, tensors: Sequence[Any], pool:
         # Imports torch's CUDA part, which a machine without one need not have.
         from lmcache_rs.copy.cuda import CudaMover
 
-        return CudaMover(pool, tensors, geometry.gpu_blocks, pin=config.pin, fence_loads=geometry.drafts)
+        return CudaMover(
+            pool,
+            tensors,
+            geometry.gpu_blocks,
+            pin=config.pin,
+            fence_loads=geometry.drafts,
+            stores_by_layers=not (geometry.drafts or geometry.micro_batches),
+        )
     return CpuMover(pool, tensors, geometry.gpu_blocks, config.copy_threads or default_threads())
 
 

@@ -30,7 +30,7 @@ class LayeredLoads:
 
         False: it has to wait for the whole load now.
         """
-        if not order.by_layers:
+        if not order.by_layers or order.pieces:
             return False
         if asks:
             mover.join_load(order.job, 0)

@@ -1,5 +1,6 @@
 """What the worker side asks of a device: copies between pool rows and KV blocks."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from lmcache_rs.connector.orders import Numbers
@@ -47,6 +48,13 @@ class Mover(Protocol):
 
     def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
         """Store the blocks as they are after what the step has computed so far."""
+
+    @property
+    def store_parts(self) -> Sequence[int]:
+        """The first layer of each part of the layers that `store_part` takes; empty: it takes none."""
+
+    def store_part(self, job: int, rows: Numbers, blocks: Numbers, part: int) -> None:
+        """As `store`, some layers alone. All parts of blocks together are the blocks."""
 
     def drain(self, seconds: float) -> bool:
         """Wait until no copy is in flight; False when that took longer."""

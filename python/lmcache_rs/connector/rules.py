@@ -12,7 +12,7 @@ decode step takes longer than that. On a GPU about half a millisecond of the bus
 """
 
 LAYERED_LOAD_BYTES_MIN = {"cpu": None, "cuda": 64 << 20}
-"""Synchronous loads from this size on come layer by layer, and most of the forward runs beside the load.
+"""Loads from this size on come layer by layer, and most of the forward that reads them runs beside them.
 
 That saves 5 of the 43 ms of a load of 1.4 GB, 0.5 of 13 for one of 147 MB, on an H100: the forward takes 7. Smaller
 ones have nothing to hide it behind.
@@ -38,7 +38,7 @@ class LookupRules:
     sync_bytes_max: int
     """Loads up to this many bytes hold the step, and all loads of a request that is alone; 0: none ever does."""
     layered_bytes_min: int | None
-    """Loads that hold the step come by layers from this size on; None: never."""
+    """Loads come by layers from this size on; None: never."""
     min_tokens: int
     max_tokens: int
     """The most tokens loaded for a request at once; 0: no limit."""

@@ -75,8 +75,11 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
             steps = super().has_connector_metadata()
             (self._worker.before_layer if steps else self._worker.capture_layer)(layer_name)
 
+    @guard(lambda: None)
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing: blocks are stored whole, after the forward."""
+        """The forward has computed this layer's KV, or the one that is captured will: outside of steps."""
+        if self._worker is not None and (orders := self._orders()) is not None and orders.stores:
+            self._worker.after_layer(orders, layer_name)
 
     @guard(lambda: None)
     def wait_for_save(self) -> None:

@@ -6,11 +6,13 @@ from contextlib import contextmanager
 
 from lmcache_rs.connector.answers import Answers
 from lmcache_rs.connector.barrier import Barrier
+from lmcache_rs.connector.copies import Copies
 from lmcache_rs.connector.layered import LayeredLoads
 from lmcache_rs.connector.mover import DRAIN_S_MAX, SPOILED_S_MAX, Mover
 from lmcache_rs.connector.orders import FAILED, JobResult, LoadOrder, Order, StepOrders, WorkerAcks
 from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.pieces import Pieces
+from lmcache_rs.connector.stored_layers import StoredLayers
 from lmcache_rs.connector.tier_worker import TierWorker
 from lmcache_rs.log import init_logger
 
@@ -25,19 +27,25 @@ class WorkerSide:
         self._pace = pace
         self._mover: Mover | None = None
         self._layered = LayeredLoads({})
-        self._pieces = Pieces(barrier.report)
+        self._copies = Copies()
+        self._pieces = Pieces(self._copies, barrier.report)
+        self._stored_layers = StoredLayers({}, (), self._copies, barrier.report)
         self.tiers = TierWorker(None, lambda _: {}, barrier)
         self._rows_unreported = False
         self._orders = StepOrders()
         self._begun: set[int] = set()
         """Jobs of the current orders, and of those to come, that were begun or have failed."""
         self._joined: StepOrders | None = None
+        self._computing: StepOrders | None = None
+        """Orders of which some layers were computed."""
         self.answers = Answers()
 
     def attach(self, mover: Mover | None, layers: Mapping[str, int], tiers: TierWorker | None = None) -> None:
         """Take the mover of the KV caches (None: every job fails), its layers' numbers and the slower tiers."""
         self._mover = mover
         self._layered = LayeredLoads(layers)
+        parts = mover.store_parts if mover is not None else ()
+        self._stored_layers = StoredLayers(layers, parts, self._copies, self._barrier.report)
         self.tiers = tiers or self.tiers
         self._rows_unreported = True
 
@@ -86,10 +94,22 @@ class WorkerSide:
         if self._mover is not None:
             self._layered.capture(name, self._mover)
 
+    def after_layer(self, orders: StepOrders, name: str) -> None:
+        """The step's forward has computed this layer's KV: store it, if that is worth it."""
+        self._enter(orders)
+        if self._mover is None:
+            return
+        if self._computing is not orders:
+            self._computing = orders
+            if self._stored_layers.takes(orders.stores):
+                self._stored_layers.begin([order for order in orders.stores if self._begins(order)])
+        self._stored_layers.computed(name, self._mover)
+
     def after_forward(self, orders: StepOrders) -> None:
         """The step's KV is computed: store. Idempotent."""
         self._enter(orders)
         self._settle_layers()
+        self._stored_layers.end(self._mover)
         for order in orders.stores:
             if self._begins(order):
                 with self._or_failed("store", order.job):
@@ -142,6 +162,7 @@ class WorkerSide:
         """End the tiers and the mover; what they had not finished has failed."""
         self.tiers.close()
         mover, self._mover = self._mover, None
+        self._stored_layers.end(None)
         if mover is not None:
             ended = mover.close()
             self._take_ended(mover)
@@ -157,6 +178,7 @@ class WorkerSide:
         if orders is self._orders:
             return
         before, self._orders = self._orders, orders
+        self._stored_layers.end(None)
         self._pace.step()
         self.tiers.leave(before)
         jobs: list[Order] = [*before.broken, *before.loads, *before.stores]

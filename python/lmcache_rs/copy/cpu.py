@@ -73,6 +73,15 @@ class CpuMover:
         """Store now; the result comes with the next poll."""
         self._copy("store", job, rows, blocks)
 
+    @property
+    def store_parts(self) -> Sequence[int]:
+        """None: a store is done before the next layer is computed, and takes as long by parts."""
+        return ()
+
+    def store_part(self, job: int, rows: Numbers, blocks: Numbers, part: int) -> None:
+        """Not asked for."""
+        raise NotImplementedError
+
     def _copy(self, direction: Literal["store", "load"], job: int, rows: Numbers, blocks: Numbers) -> None:
         began = time.perf_counter()
         moved = self._mover.copy(direction, rows, blocks)

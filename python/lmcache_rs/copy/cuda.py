@@ -30,8 +30,11 @@ BACKGROUND_BYTES = 32 << 20
 A quarter of it would cost 3 % of the bus.
 """
 
-LAYER_PARTS = 4
+LOAD_PARTS = 4
 """In so many parts comes a load by layers; more of them cost the bus more than the forward gains."""
+
+STORE_PARTS = 12
+"""In so many parts go stores by layers: the last one has crossed the bus before a long forward ends."""
 
 CLOSE_S_MAX = 5.0
 """Closing waits this long for copies in flight."""
@@ -51,6 +54,7 @@ class CudaMover:
     Every page (one block of one tensor) is contiguous bytes; where pages lie is free. Loads and stores go in the
     background, loads first; `join_load` makes the current stream wait for one, on the GPU. With `fence_loads` all loads
     write blocks only after what the current stream was given before: for models whose steps still zero or use them.
+    `stores_by_layers`: for models whose steps compute each layer once.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class CudaMover:
         *,
         pin: PinPolicy = "prefer",
         fence_loads: bool = False,
+        stores_by_layers: bool = True,
         stage_bytes: int = STAGE_BYTES,
         background_bytes: int = BACKGROUND_BYTES,
     ) -> None:
@@ -84,10 +89,13 @@ class CudaMover:
             buffers[:2],
             buffers[2:],
             background_bytes,
-            LAYER_PARTS,
+            LOAD_PARTS,
+            STORE_PARTS,
             keep=(tensors, streams, staging),
         )
-        self._gates = Gates(self._mover.part_layers, self._device)
+        self._gates = Gates(self._mover.load_parts, self._device)
+        self.store_parts = tuple(self._mover.store_parts) if stores_by_layers else ()
+        """The first layer of each part that `store_part` takes."""
         self._ended: list[tuple[int, int, float]] = []
         self._closed = False
 
@@ -144,6 +152,11 @@ class CudaMover:
         """Store in the background what the blocks hold after what the current stream was given before."""
         self._pins.check()
         self._mover.submit_store(job, rows, blocks, self._stream())
+
+    def store_part(self, job: int, rows: Numbers, blocks: Numbers, part: int) -> None:
+        """Store some layers of them."""
+        self._pins.check()
+        self._mover.submit_store(job, rows, blocks, self._stream(), part)
 
     def drain(self, seconds: float) -> bool:
         """Wait until no copy is in flight; False when that took longer."""

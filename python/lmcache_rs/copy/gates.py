@@ -12,7 +12,9 @@ class Gates:
     """One event for each part but the first, for which a replay waits in front of its whole.
 
     `firsts`: the first layer of each part. A graph waits for what a gate's event was last recorded for: nothing, when
-    there was no load since. Recording it anew is safe only when no replay before can still be on its way.
+    there was no load since. All are recorded on one stream, so what is recorded later includes what was before: a
+    replay that is still on its way waits for its own load whether CUDA looks at the event when it is launched (as
+    measured) or when it gets there. But a load that itself waits for such a replay must not be recorded.
     """
 
     def __init__(self, firsts: Sequence[int], device: torch.device) -> None:

@@ -32,7 +32,7 @@ type StreamHandles = ((Count<u64>, Count<u64>), Count<u64>, Count<u64>, (Count<u
 #[pymethods]
 impl GpuMover {
     #[new]
-    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, background_bytes, layer_parts, keep = None))]
+    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, background_bytes, load_parts, store_parts, keep = None))]
     #[expect(clippy::too_many_arguments, reason = "Python names them")]
     fn new(
         py: Python<'_>,
@@ -44,7 +44,8 @@ impl GpuMover {
         load_staging: Vec<Buffer>,
         store_staging: Vec<Buffer>,
         background_bytes: Count<usize>,
-        layer_parts: Count<usize>,
+        load_parts: Count<usize>,
+        store_parts: Count<usize>,
         keep: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let layer = |(address, stride, page): (Count<u64>, Count<usize>, Count<usize>)| GpuLayer {
@@ -72,17 +73,23 @@ impl GpuMover {
             load_staging: buffers(load_staging),
             store_staging: buffers(store_staging),
             background_bytes: background_bytes.0,
-            layer_parts: layer_parts.0,
+            load_parts: load_parts.0,
+            store_parts: store_parts.0,
         };
         let pool = pool.pool.clone();
         // SAFETY: Python cannot promise it to the compiler; the stub asks it of the caller.
-        detached(py, move || unsafe { lmcache_core::GpuMover::new(pool, config) })
+        detached(py, move || unsafe { lmcache_core::GpuMover::new(pool, &config) })
             .map(|mover| Self { mover: Some(mover), keep })
     }
 
     #[getter]
-    fn part_layers(&self) -> PyResult<Vec<usize>> {
-        Ok(self.get()?.part_layers().collect())
+    fn load_parts(&self) -> PyResult<Vec<usize>> {
+        Ok(self.get()?.load_parts().collect())
+    }
+
+    #[getter]
+    fn store_parts(&self) -> PyResult<Vec<usize>> {
+        Ok(self.get()?.store_parts().collect())
     }
 
     #[pyo3(signature = (job, rows, blocks, stream = None, by_layers = false))]
@@ -101,6 +108,7 @@ impl GpuMover {
         detached(py, move || mover.submit_load(job.0, rows, blocks, order, stream))
     }
 
+    #[pyo3(signature = (job, rows, blocks, stream, part = None))]
     fn submit_store(
         &self,
         py: Python<'_>,
@@ -108,10 +116,11 @@ impl GpuMover {
         rows: Numbers,
         blocks: Numbers,
         stream: Count<u64>,
+        part: Option<Count<usize>>,
     ) -> PyResult<()> {
-        let mover = self.get()?;
+        let (mover, part) = (self.get()?, part.map(|part| part.0));
         let (rows, blocks) = (rows.0, blocks.0);
-        detached(py, move || mover.submit_store(job.0, rows, blocks, stream.0))
+        detached(py, move || mover.submit_store(job.0, rows, blocks, part, stream.0))
     }
 
     #[pyo3(signature = (job, stream, layer = None))]

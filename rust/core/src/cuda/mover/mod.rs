@@ -1,5 +1,6 @@
 //! `GpuMover`: copies of whole blocks between the pool's rows and KV tensors on one GPU.
 
+mod config;
 mod job;
 mod lane;
 mod queue;
@@ -12,6 +13,8 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::config::{Cut, Cuts, check_device, check_row};
+pub use self::config::{GpuMoverConfig, LoadOrder, Staging, Streams};
 use self::job::Job;
 use self::lane::{Ends, Lane};
 use self::queue::{Limits, Phase, Queue};
@@ -19,7 +22,7 @@ use self::shared::Shared;
 use super::driver::{Driver, Entered, Stream};
 use super::events::EventPool;
 use super::kernels::Kernels;
-use super::layout::{GpuLayer, Layout, Part};
+use super::layout::Layout;
 use super::libcuda::LibCuda;
 use crate::copy::{Direction, Outcome, check_numbers};
 use crate::pool::deadline;
@@ -27,68 +30,11 @@ use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Condvar, Mutex, MutexGuard, wait_until};
 use crate::{Error, ErrorKind, HostPool, Result};
 
-/// What staging addresses and the kernels' vectors are multiples of.
-const STAGING_ALIGN: u64 = 16;
-
 /// What a close without success waits on top for the stages that were submitted.
 const STAGES_END_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a dropped `GpuMover` waits for its jobs.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
-
-/// CUDA streams, which do not wait for the default stream by themselves.
-#[derive(Clone, Copy, Debug)]
-pub struct Streams {
-    /// Copies from the pool into staging, in turns.
-    pub load_copy: [Stream; 2],
-    /// Kernels from staging into KV.
-    pub load_scatter: Stream,
-    /// Kernels from KV into staging.
-    pub store_gather: Stream,
-    /// Copies from staging into the pool, in turns.
-    pub store_copy: [Stream; 2],
-}
-
-/// GPU memory for one stage.
-#[derive(Clone, Copy, Debug)]
-pub struct Staging {
-    /// Its first byte.
-    pub address: u64,
-    /// Its bytes: at least one row stride of the pool.
-    pub bytes: usize,
-}
-
-/// How a `GpuMover` is made.
-#[derive(Clone, Debug)]
-pub struct GpuMoverConfig {
-    /// The layers, in the order of their bytes in a row.
-    pub layers: Vec<GpuLayer>,
-    /// Blocks of each layer.
-    pub blocks: usize,
-    /// The GPU's number.
-    pub device: usize,
-    /// Streams of that GPU.
-    pub streams: Streams,
-    /// Staging buffers for loads, used in turn.
-    pub load_staging: Vec<Staging>,
-    /// Staging buffers for stores, used in turn.
-    pub store_staging: Vec<Staging>,
-    /// The most that a stage of a background job moves, one row at least. Small, since the engine's own small copies of
-    /// each step wait for the stage that is on the bus; a load by layers, which an engine with nothing else to do waits
-    /// for, fills whole buffers.
-    pub background_bytes: usize,
-    /// In how many parts a load by layers brings them, at most.
-    pub layer_parts: usize,
-}
-
-/// In which order a load brings its bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LoadOrder {
-    /// Row by row.
-    ByRows,
-    /// Some layers of all rows, then the next ones: a forward can begin when the first are there.
-    ByLayers,
-}
 
 /// Copies whole blocks between the rows of a pool and KV tensors on a GPU. Rows and blocks are given in pairs.
 ///
@@ -99,14 +45,7 @@ pub enum LoadOrder {
 pub struct GpuMover {
     shared: Arc<Shared>,
     layout: Layout,
-    /// Whole rows.
-    whole: Arc<[Part]>,
-    /// Rows by layers.
-    parts: Arc<[Part]>,
-    /// Rows of a stage of whole rows, of each direction, and of one of parts.
-    load_rows: usize,
-    store_rows: usize,
-    part_rows: usize,
+    cuts: Cuts,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -119,7 +58,7 @@ impl GpuMover {
     /// `address + block * block_stride` for every `block < blocks`. They live until `close` returned true, or for ever.
     /// Nobody else uses the staging. Whoever submits a job sees to it that nobody else uses its rows and blocks
     /// (writes them, where they are read) until it ends.
-    pub unsafe fn new(pool: HostPool, config: GpuMoverConfig) -> Result<Self> {
+    pub unsafe fn new(pool: HostPool, config: &GpuMoverConfig) -> Result<Self> {
         let driver = Arc::new(LibCuda::open(config.device)?);
         // SAFETY: the caller's promise.
         unsafe { Self::start(pool, config, driver, Limits::DEFAULT) }
@@ -130,25 +69,14 @@ impl GpuMover {
     /// As of `new`.
     unsafe fn start(
         pool: HostPool,
-        config: GpuMoverConfig,
+        config: &GpuMoverConfig,
         driver: Arc<dyn Driver>,
         limits: Limits,
     ) -> Result<Self> {
         pool.check_process()?;
-        let GpuMoverConfig { layers, blocks, streams, .. } = config;
-        let layout = Layout::new(layers, blocks)?;
+        let (streams, layout) = (config.streams, Layout::new(config.layers.clone(), config.blocks)?);
         check_row(&pool, &layout)?;
-        let background_rows = (config.background_bytes / pool.row_stride()).max(1);
-        let load_rows = stage_rows(&config.load_staging, pool.row_stride())?.min(background_rows);
-        let store_rows = stage_rows(&config.store_staging, pool.row_stride())?.min(background_rows);
-        let (whole, parts) = (layout.parts(1), layout.parts(config.layer_parts.max(1)));
-        let part_rows = match &parts[..] {
-            [_] => load_rows,
-            several => {
-                let largest = several.iter().map(|part| part.bytes).max().unwrap_or(pool.row_stride());
-                stage_rows(&config.load_staging, largest)?.min((config.background_bytes / largest).max(1))
-            }
-        };
+        let cuts = Cuts::new(config, &layout, pool.row_stride())?;
         let entered = Entered::new(driver.as_ref())?;
         check_device(driver.as_ref(), &layout, config.load_staging.iter().chain(&config.store_staging))?;
         let kernels = Kernels::new(&driver, &layout, streams.store_gather)?;
@@ -174,21 +102,17 @@ impl GpuMover {
         let thread = thread::Builder::new().name(name).spawn(move || at_work.work()).map_err(|error| {
             Error::new(ErrorKind::OutOfMemory, format!("the GPU's copy thread did not start: {error}"))
         })?;
-        Ok(Self {
-            shared,
-            layout,
-            whole: whole.into(),
-            parts: parts.into(),
-            load_rows,
-            store_rows,
-            part_rows,
-            thread: Mutex::new(Some(thread)),
-        })
+        Ok(Self { shared, layout, cuts, thread: Mutex::new(Some(thread)) })
     }
 
     /// The first layer of each part of a load `ByLayers`.
-    pub fn part_layers(&self) -> impl Iterator<Item = usize> {
-        self.parts.iter().map(|part| part.layers.start as usize)
+    pub fn load_parts(&self) -> impl Iterator<Item = usize> {
+        self.cuts.load_by_layers.parts.iter().map(|part| part.layers.start as usize)
+    }
+
+    /// The first layer of each part that can be stored for itself.
+    pub fn store_parts(&self) -> impl Iterator<Item = usize> {
+        self.cuts.store_parts.iter().flat_map(|cut| cut.parts.iter()).map(|part| part.layers.start as usize)
     }
 
     /// Loads in the background, after what was submitted to `stream` until now, if one is given. `poll` tells the end.
@@ -201,11 +125,11 @@ impl GpuMover {
         order: LoadOrder,
         stream: Option<Stream>,
     ) -> Result<()> {
-        let (parts, most) = match order {
-            LoadOrder::ByRows => (&self.whole, self.load_rows),
-            LoadOrder::ByLayers => (&self.parts, self.part_rows),
+        let cut = match order {
+            LoadOrder::ByRows => &self.cuts.load,
+            LoadOrder::ByLayers => &self.cuts.load_by_layers,
         };
-        self.submit(Direction::Load, job, (rows, blocks), stream, Arc::clone(parts), most)
+        self.submit(Direction::Load, job, (rows, blocks), stream, cut)
     }
 
     /// Has what is left of a load submitted now, and makes `stream` wait on the GPU for all of it, or for the layer with
@@ -214,7 +138,8 @@ impl GpuMover {
     pub fn join_load(&self, job: u64, layer: Option<usize>, stream: Stream) -> Result<()> {
         self.check_process()?;
         let part = layer.map(|layer| {
-            self.parts.iter().position(|part| layer < part.layers.end as usize).ok_or_else(|| {
+            let mut parts = self.cuts.load_by_layers.parts.iter();
+            parts.position(|part| layer < part.layers.end as usize).ok_or_else(|| {
                 let message = format!("layer {layer} of {} layers", self.layout.layers());
                 Error::new(ErrorKind::InvalidArgument, message)
             })
@@ -236,11 +161,24 @@ impl GpuMover {
         Ok(settled)
     }
 
-    /// Stores in the background what was submitted to `stream` until now. `poll` tells the end. Rows that are being
-    /// pinned are waited for, by the thread. Refused when too many jobs were not polled.
-    pub fn submit_store(&self, job: u64, rows: Vec<u32>, blocks: Vec<u32>, stream: Stream) -> Result<()> {
-        let whole = Arc::clone(&self.whole);
-        self.submit(Direction::Store, job, (rows, blocks), Some(stream), whole, self.store_rows)
+    /// Stores in the background what was submitted to `stream` until now: all layers, or those of part number `part`. `poll`
+    /// tells the end. Rows that are being pinned are waited for, by the thread. Refused when too many jobs were not polled.
+    pub fn submit_store(
+        &self,
+        job: u64,
+        rows: Vec<u32>,
+        blocks: Vec<u32>,
+        part: Option<usize>,
+        stream: Stream,
+    ) -> Result<()> {
+        let cut = match part {
+            None => &self.cuts.store,
+            Some(part) => self.cuts.store_parts.get(part).ok_or_else(|| {
+                let message = format!("part {part} of {} parts", self.cuts.store_parts.len());
+                Error::new(ErrorKind::InvalidArgument, message)
+            })?,
+        };
+        self.submit(Direction::Store, job, (rows, blocks), Some(stream), cut)
     }
 
     /// Jobs ended since the last call; each is told exactly once, and then nothing of it touches memory any more.
@@ -299,8 +237,7 @@ impl GpuMover {
         job: u64,
         (rows, blocks): (Vec<u32>, Vec<u32>),
         stream: Option<Stream>,
-        parts: Arc<[Part]>,
-        most: usize,
+        cut: &Cut,
     ) -> Result<()> {
         self.check(&rows, &blocks)?;
         let after = match stream {
@@ -310,8 +247,8 @@ impl GpuMover {
             }
             _ => None,
         };
-        let stage_rows = even(rows.len(), most);
-        let job = Job::new(job, direction, (rows, blocks), after, parts, stage_rows);
+        let stage_rows = cut.stage_rows(rows.len());
+        let job = Job::new(job, direction, (rows, blocks), after, Arc::clone(&cut.parts), stage_rows);
         self.shared.queue.lock().push(job)?;
         self.shared.work.notify_one();
         Ok(())
@@ -344,46 +281,4 @@ impl Drop for GpuMover {
             mem::forget(Arc::clone(&self.shared));
         }
     }
-}
-
-fn check_row(pool: &HostPool, layout: &Layout) -> Result<()> {
-    let (row, block) = (pool.row_bytes(), layout.row_bytes());
-    if row == block {
-        return Ok(());
-    }
-    let message = format!(
-        "the pool's rows have {row} bytes, a block of the KV tensors has {block}: make the pool with row_bytes={block}"
-    );
-    Err(Error::new(ErrorKind::InvalidArgument, message))
-}
-
-/// Rows that every buffer holds.
-fn stage_rows(staging: &[Staging], row_stride: usize) -> Result<usize> {
-    let rows = staging.iter().map(|buffer| buffer.bytes / row_stride).min().unwrap_or(0);
-    if rows == 0 || staging.iter().any(|buffer| buffer.address == 0 || buffer.address % STAGING_ALIGN != 0) {
-        let message = format!(
-            "staging is one or more buffers each way, at multiples of {STAGING_ALIGN}, of {row_stride} bytes or more"
-        );
-        return Err(Error::new(ErrorKind::InvalidArgument, message));
-    }
-    Ok(rows)
-}
-
-/// Rows of each stage, so that `rows` are as few stages as possible and all about as large.
-fn even(rows: usize, most: usize) -> usize {
-    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
-}
-
-fn check_device<'a>(
-    driver: &dyn Driver,
-    layout: &Layout,
-    staging: impl Iterator<Item = &'a Staging>,
-) -> Result<()> {
-    for address in layout.addresses().chain(staging.map(|buffer| buffer.address)) {
-        if !driver.is_on_device(address)? {
-            let message = format!("address {address:#x} of KV or staging is not in the GPU's memory");
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
-    }
-    Ok(())
 }

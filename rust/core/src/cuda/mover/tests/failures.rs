@@ -132,7 +132,7 @@ fn a_mover_that_gave_up_refuses_and_says_why() {
     }
     let refusals = [
         rig.mover.submit_load(2, vec![0], vec![0], LoadOrder::ByRows, None),
-        rig.mover.submit_store(2, vec![0], vec![0], COMPUTE),
+        rig.mover.submit_store(2, vec![0], vec![0], None, COMPUTE),
         rig.mover.join_load(1, None, COMPUTE),
         rig.mover.drain(Duration::ZERO).map(drop),
     ];

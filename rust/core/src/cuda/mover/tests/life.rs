@@ -16,7 +16,7 @@ fn wrong_arguments_are_refused_and_copy_nothing() {
     ] {
         let refusals = [
             rig.mover.submit_load(1, rows.clone(), blocks.clone(), LoadOrder::ByRows, None),
-            rig.mover.submit_store(1, rows.clone(), blocks.clone(), COMPUTE),
+            rig.mover.submit_store(1, rows.clone(), blocks.clone(), None, COMPUTE),
         ];
         for refusal in refusals {
             let error = refusal.expect_err(part);
@@ -55,11 +55,6 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
-fn stages_are_even() {
-    assert_eq!([0, 1, 27, 28, 53, 54, 55, 625].map(|rows| even(rows, 27)), [1, 1, 27, 14, 27, 27, 19, 27]);
-}
-
-#[test]
 fn a_closed_mover_refuses_and_says_so_again() {
     let mut rig = Rig::new(&Shape::small(2));
     rig.store(1, &[0, 1, 2], &[3, 4, 5]).expect("open");
@@ -67,7 +62,7 @@ fn a_closed_mover_refuses_and_says_so_again() {
     assert!(rig.mover.close(Duration::ZERO).expect("idempotent"));
     let refusals = [
         rig.mover.submit_load(1, vec![], vec![], LoadOrder::ByLayers, None),
-        rig.mover.submit_store(1, vec![], vec![], COMPUTE),
+        rig.mover.submit_store(1, vec![], vec![], None, COMPUTE),
         rig.mover.settle_loads(LONG, LONG).map(drop),
         rig.mover.poll().map(drop),
         rig.mover.drain(LONG).map(drop),

@@ -7,3 +7,4 @@ mod random;
 mod rig;
 #[cfg(feature = "shuttle")]
 mod schedules;
+mod shape;

@@ -123,6 +123,20 @@ fn joining_submits_the_rest_and_only_the_part_is_waited_for() {
 }
 
 #[test]
+fn parts_of_a_store_hold_what_was_computed_before_each() {
+    for seed in 0..30 {
+        let layers = vec![(64, 0), (48, 16), (64, 0)];
+        let mut rig = Rig::new(&Shape { layers, seed, stage: 2, ..Shape::small(seed) });
+        assert_eq!(rig.mover.store_parts().collect::<Vec<_>>(), [0, 2]);
+        rig.store_by_parts(&numbers(9), &[9, 8, 7, 6, 5, 4, 3, 2, 1]);
+        rig.finish();
+    }
+    let rig = Rig::new(&Shape::small(9));
+    let error = rig.mover.submit_store(1, vec![0], vec![0], Some(2), COMPUTE).expect_err("2 parts");
+    assert!(error.to_string().contains("part 2 of 2"), "{error}");
+}
+
+#[test]
 fn a_layer_that_is_not_there_cannot_be_joined() {
     let rig = Rig::new(&Shape::small(9));
     let error = rig.mover.join_load(1, Some(2), COMPUTE).expect_err("2 layers");

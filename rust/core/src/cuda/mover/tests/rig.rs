@@ -1,60 +1,16 @@
 //! What the tests share: a pool and KV in memory of the test, with a model of what they must hold.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::*;
-use crate::HostPoolConfig;
+pub(super) use super::shape::*;
 use crate::cuda::fake::Fake;
+use crate::{GpuLayer, HostPoolConfig};
 
 pub(super) const LONG: Duration = Duration::from_secs(60);
-
-/// The engine's own stream.
-pub(super) const COMPUTE: Stream = 1;
-
-pub(super) const STREAMS: Streams =
-    Streams { load_copy: [2, 6], load_scatter: 3, store_gather: 4, store_copy: [5, 7] };
-
-/// Limits under which every wait of the GPU's own matters: more stages in flight than there are buffers.
-pub(super) const LIMITS: Limits = Limits {
-    load_stages: 6,
-    store_stages: 6,
-    loads_first: Duration::from_millis(1),
-    pinning: Duration::from_secs(30),
-};
-
-/// What a rig is made of.
-#[derive(Clone, Debug)]
-pub(super) struct Shape {
-    /// Page bytes of each layer, and the gap after each page.
-    pub(super) layers: Vec<(usize, usize)>,
-    /// Whether one tensor holds all layers of a block, one after the other.
-    pub(super) block_outer: bool,
-    pub(super) rows: usize,
-    pub(super) blocks: usize,
-    /// Rows of a staging buffer.
-    pub(super) stage: usize,
-    /// Rows of a registration; 0: the pool is not pinned.
-    pub(super) piece: usize,
-    pub(super) seed: u64,
-    pub(super) limits: Limits,
-}
-
-impl Shape {
-    pub(super) fn small(seed: u64) -> Self {
-        Self {
-            layers: vec![(64, 16), (32, 0)],
-            block_outer: false,
-            rows: 24,
-            blocks: 24,
-            stage: 2,
-            piece: 4,
-            seed,
-            limits: LIMITS,
-        }
-    }
-}
 
 /// What a job will have done when it is told of.
 struct Expected {
@@ -91,35 +47,6 @@ pub(super) struct Rig {
     reads: Vec<Read>,
 }
 
-fn memory(bytes: usize, fake: &Fake) -> Vec<u128> {
-    let memory = vec![0_u128; bytes.div_ceil(16)];
-    fake.add_device_memory(memory.as_ptr().cast(), memory.len() * 16);
-    memory
-}
-
-/// Addresses of the layers, in KV memory of the test.
-fn lay_out(shape: &Shape, fake: &Fake) -> (Vec<Vec<u128>>, Vec<GpuLayer>) {
-    let sizes = shape.layers.iter().map(|(page, gap)| page + gap);
-    if shape.block_outer {
-        let stride: usize = sizes.sum();
-        let tensor = memory(stride * shape.blocks, fake);
-        let mut address = tensor.as_ptr() as u64;
-        let place = |&(page_bytes, gap): &(usize, usize)| {
-            let layer = GpuLayer { address, block_stride: stride, page_bytes };
-            address += (page_bytes + gap) as u64;
-            layer
-        };
-        let layers = shape.layers.iter().map(place).collect();
-        return (vec![tensor], layers);
-    }
-    let tensors: Vec<_> = sizes.clone().map(|size| memory(size * shape.blocks, fake)).collect();
-    let place = |((&(page_bytes, _), block_stride), tensor): ((&(usize, usize), usize), &Vec<u128>)| {
-        GpuLayer { address: tensor.as_ptr() as u64, block_stride, page_bytes }
-    };
-    let layers = shape.layers.iter().zip(sizes).zip(&tensors).map(place).collect();
-    (tensors, layers)
-}
-
 impl Rig {
     pub(super) fn new(shape: &Shape) -> Self {
         Self::with(shape, Arc::new(Fake::new(shape.seed))).expect("valid")
@@ -150,10 +77,11 @@ impl Rig {
             load_staging: staging[..2].iter().map(buffer).collect(),
             store_staging: staging[2..].iter().map(buffer).collect(),
             background_bytes: shape.stage * stride,
-            layer_parts: 3,
+            load_parts: 3,
+            store_parts: 2,
         };
         // SAFETY: all of it is memory of the rig, which outlives the mover.
-        let mover = unsafe { GpuMover::start(pool.clone(), config, fake.clone(), shape.limits)? };
+        let mover = unsafe { GpuMover::start(pool.clone(), &config, fake.clone(), shape.limits)? };
         let mut rig = Self {
             fake,
             pool,
@@ -216,15 +144,40 @@ impl Rig {
 
     /// The engine computes blocks, later than now.
     fn compute(&mut self, blocks: &[u32]) {
+        self.compute_layers(0..self.layers.len(), blocks);
+    }
+
+    fn compute_layers(&mut self, layers: Range<usize>, blocks: &[u32]) {
         for &block in blocks {
-            let bytes = self.bytes();
-            let mut from = bytes.as_ptr();
-            for (page, len) in self.pages(block) {
-                self.fake.compute(COMPUTE, from, page, len);
-                from = from.wrapping_add(len);
+            let (bytes, pages) = (self.bytes(), self.pages(block));
+            let mut offset = pages[..layers.start].iter().map(|(_, len)| len).sum();
+            for &(page, len) in &pages[layers.clone()] {
+                self.fake.compute(COMPUTE, bytes[offset..].as_ptr(), page, len);
+                let written = offset..offset + len;
+                self.kv_model[block as usize][written.clone()].copy_from_slice(&bytes[written]);
+                offset += len;
             }
-            self.scratch.push(bytes.clone());
-            self.kv_model[block as usize] = bytes;
+            self.scratch.push(bytes);
+        }
+    }
+
+    /// The engine computes blocks layer by layer, and has each part of the layers stored once it is there.
+    pub(super) fn store_by_parts(&mut self, rows: &[u32], blocks: &[u32]) {
+        let firsts: Vec<usize> = self.mover.store_parts().collect();
+        let ends = firsts.iter().skip(1).copied().chain([self.layers.len()]);
+        for (part, (first, end)) in firsts.iter().copied().zip(ends).enumerate() {
+            self.compute_layers(first..end, blocks);
+            let job = part as u64;
+            self.mover.submit_store(job, rows.to_vec(), blocks.to_vec(), Some(part), COMPUTE).expect("open");
+        }
+        let mut ended = Vec::new();
+        while ended.len() < firsts.len() {
+            ended.extend(self.mover.poll().expect("open").into_iter().map(|end| end.bytes.expect("stored")));
+        }
+        assert_eq!(ended.iter().sum::<u64>() as usize, rows.len() * self.pool.row_bytes());
+        for (&row, &block) in rows.iter().zip(blocks) {
+            self.row_model[row as usize] = self.kv_model[block as usize].clone();
+            self.check_row(row);
         }
     }
 
@@ -249,7 +202,7 @@ impl Rig {
     /// The engine computes blocks and has them stored.
     pub(super) fn store(&mut self, job: u64, rows: &[u32], blocks: &[u32]) -> Result<()> {
         self.compute(blocks);
-        self.mover.submit_store(job, rows.to_vec(), blocks.to_vec(), COMPUTE)?;
+        self.mover.submit_store(job, rows.to_vec(), blocks.to_vec(), None, COMPUTE)?;
         self.expect(job, rows, blocks, true);
         Ok(())
     }
