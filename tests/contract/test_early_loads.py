@@ -1,5 +1,6 @@
 """Loads told to vLLM as ended shortly before they are: readers wait for the rest, and nobody else gets the blocks."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,10 +21,12 @@ class LateMover(CpuMover):
         self._late: dict[int, tuple[int, Any, Any]] = {}
         self.joined = 0
         self.limits: set[tuple[float, float]] = set()
+        self.by_layers: list[bool] = []
         self.fail = False
 
     def submit_load(self, job: int, rows: Any, blocks: Any, by_layers: bool = False) -> None:
         self._late[job] = (self.POLLS, rows, blocks)
+        self.by_layers.append(by_layers)
 
     def join_load(self, job: int, layer: int | None = None) -> None:
         self.joined += job in self._late
@@ -127,13 +130,18 @@ def test_the_pace_is_that_of_the_last_steps_but_for_a_long_one_and_one_begun_lat
 
 
 @pytest.mark.parametrize("captured", [0, LAYERS - 1, LAYERS])
-def test_loads_by_layers_are_told_a_step_earlier_if_every_forward_waits_for_layers(captured: int) -> None:
+def test_loads_come_by_layers_and_are_told_a_step_earlier_if_every_forward_waits_for_layers(
+    captured: int,
+) -> None:
     engine = engine_with_late_loads()
+    lookup, mover = engine.scheduler._lookup, engine.workers[0]._mover
+    lookup._rules = replace(lookup._rules, layered_bytes_min=1)
     for layer in range(captured):
         engine.workers[0].capture_layer(f"layer.{layer}")
     engine.run(Request("first", prompt(1, 41)))
     engine.run(Request("other", prompt(9, 5), max_tokens=8), Request("second", prompt(1, 41)))
-    assert engine.workers[0]._mover.limits == {(1.0, 1.25 if captured == LAYERS else 1.0)}
+    assert mover.limits == {(1.0, 1.25 if captured == LAYERS else 1.0)}
+    assert mover.by_layers == [captured == LAYERS], "without, they come by rows"
     engine.assert_idle()
 
 

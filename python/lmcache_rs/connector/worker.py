@@ -215,6 +215,8 @@ class WorkerSide:
     def _start(self, order: LoadOrder) -> None:
         mover = self._require_mover()
         if order.asynchronous:
+            # Only captured forwards wait for its layers; what waits for all of it gets it sooner by rows.
+            order.by_layers = order.by_layers and self._layered.gated
             self._pieces.submit(order, mover)
         else:
             mover.load_now(order.job, order.rows, order.blocks, order.by_layers)
