@@ -267,13 +267,13 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
         from lmcache_rs.connector import stored_layers
 
         stored_layers.BLOCKS_MIN, mover = 1, worker_side()._mover
-        store_part = mover.store_part
+        store = mover.store
 
-        def counting(*arguments: Any) -> None:
-            self.parts_stored += 1
-            store_part(*arguments)
+        def counting(job: int, rows: Any, blocks: Any, *part: int) -> None:
+            self.parts_stored += len(part)
+            store(job, rows, blocks, *part)
 
-        mover.store_part = counting
+        mover.store = counting
 
     def stored_parts(self) -> int:
         return self.parts_stored

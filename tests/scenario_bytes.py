@@ -17,7 +17,7 @@ class Bytes:
         runner = core.model_executor.driver_worker.worker.model_runner
         tensors = {tensor.data_ptr(): tensor for tensor in runner.kv_caches}
         self.watched = Watched(mover, list(tensors.values()), core.vllm_config.cache_config.num_gpu_blocks)
-        for name in ("store", "store_part", "load_now", "submit_load", "join_load", "poll"):
+        for name in ("store", "load_now", "submit_load", "join_load", "poll"):
             setattr(mover, name, getattr(self.watched, name))
 
     def byte_differences(self) -> dict[str, int]:
@@ -37,17 +37,11 @@ class Watched:
         self.compared = 0
         self.different: list[Any] = []
 
-    def store(self, job: int, rows: Any, blocks: Any) -> None:
-        # On a GPU after the forward, in the stream's order: what a store must see.
+    def store(self, job: int, rows: Any, blocks: Any, *part: int) -> None:
+        # On a GPU in the stream's order: what a store must see. Of parts the last one sees all of it.
         for row, block in zip(rows.tolist(), self._content(blocks), strict=True):
             self._stored[row] = block
-        self._names["store"](job, rows, blocks)
-
-    def store_part(self, job: int, rows: Any, blocks: Any, part: int) -> None:
-        # The last part's look at the blocks, when all of them is computed, is what counts.
-        for row, block in zip(rows.tolist(), self._content(blocks), strict=True):
-            self._stored[row] = block
-        self._names["store_part"](job, rows, blocks, part)
+        self._names["store"](job, rows, blocks, *part)
 
     def load_now(self, job: int, rows: Any, blocks: Any, by_layers: bool = False) -> None:
         self._loads[job] = (rows, blocks)

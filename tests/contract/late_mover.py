@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lmcache_rs.connector.orders import StoreOrder
+
 GARBAGE = np.uint64(0xBAD)
 
 
@@ -36,10 +38,8 @@ class LateMover:
     """One rank's copies between `kv` [blocks, tokens] and rows of its own.
 
     A load that was joined is done before anything else, and no store overtakes its end, as on a device whose streams
-    keep that order; nothing else is in order. `is_held` says whether a block is referenced in vLLM's pool; `excused`
-    are jobs whose blocks were released under them, which their owner knows, `excused_pairs` rows and blocks of those
-    that are stored by parts under other names. `touch` is told which rows a job uses.
-    `violations` is what must never happen.
+    keep that order; nothing else is in order. `is_held` says whether a block is referenced in vLLM's pool. `touch` is
+    told which rows a job uses. `violations` is what must never happen.
     """
 
     def __init__(
@@ -55,8 +55,7 @@ class LateMover:
         self.store_parts = (0,)
         self.memory = np.zeros((rows, kv.shape[1]), np.uint64)
         self.hurry = False
-        self.excused: set[int] = set()
-        self.excused_pairs: set[tuple[int, int]] = set()
+        self._released: set[tuple[int, int]] = set()
         self.violations: list[str] = []
         self._source = source
         self._kv = kv
@@ -106,18 +105,15 @@ class LateMover:
         loads = [copy for copy in self._flying if copy.is_load and not copy.fails]
         return [copy.job for copy in loads if self._source.random() < min(0.5, by_layers_seconds)]
 
-    def store(self, job: int, rows: Any, blocks: Any, released: Iterable[int] = ()) -> None:
+    def store(self, job: int, rows: Any, blocks: Any, part: int | None = None) -> None:
+        """All of it: there is one layer."""
+        released = self._released.intersection(zip(rows.tolist(), blocks.tolist(), strict=True))
+        self._released -= released
         copy = self._begin(job, False, rows, blocks)
-        copy.released.update(released)
+        copy.released = {block for _, block in released}
         self._flying.append(copy)
         if self._source.random() < 0.3:
             self._copy(copy)
-
-    def store_part(self, job: int, rows: Any, blocks: Any, part: int) -> None:
-        """All of them: there is one layer."""
-        pairs = set(zip(rows.tolist(), blocks.tolist(), strict=True)) & self.excused_pairs
-        self.excused_pairs -= pairs
-        self.store(job, rows, blocks, {block for _, block in pairs})
 
     def poll(self) -> list[tuple[int, int, float]]:
         ended, self._broken = self._broken, []
@@ -140,8 +136,13 @@ class LateMover:
     def busy(self) -> bool:
         return bool(self._flying or self._now or self._broken)
 
-    def stores(self) -> set[int]:
-        return {copy.job for copy in self._flying if not copy.is_load}
+    def release(self, planned: Iterable[StoreOrder]) -> None:
+        """Blocks are released under the stores in flight, and under these that come: their owner knows."""
+        for copy in self._flying:
+            if not copy.is_load:
+                copy.released = set(copy.blocks.tolist())
+        for order in planned:
+            self._released.update(zip(order.rows.tolist(), order.blocks.tolist(), strict=True))
 
     def drain(self, seconds: float) -> bool:
         for copy in list(self._flying):
@@ -169,7 +170,7 @@ class LateMover:
         for other in self._flying:
             if not (is_load and other.is_load) and np.intersect1d(rows, other.rows).size:
                 self.violations.append(f"jobs {other.job} and {job} share rows, and one of them writes")
-            if other.job not in self.excused and is_load and np.intersect1d(blocks, other.kept).size:
+            if is_load and np.intersect1d(blocks, other.kept).size:
                 self.violations.append(f"load {job} writes blocks that job {other.job} uses")
         if is_load:
             copy.snapshot = self.memory[rows]
@@ -177,7 +178,7 @@ class LateMover:
 
     def _copy(self, copy: Copy) -> None:
         copy.copied = True
-        if copy.job not in self.excused and not all(map(self._is_held, copy.kept)):
+        if not all(map(self._is_held, copy.kept)):
             self.violations.append(f"job {copy.job} touches a block that was given back")
         if copy.is_load:
             self._kv[copy.blocks] = GARBAGE if copy.fails else self.memory[copy.rows]

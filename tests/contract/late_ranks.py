@@ -129,7 +129,7 @@ class Ranks:
             for part in step.parts:
                 self._forward(rank, step, part)
             if step.parts and self._source.random() < 0.5:
-                worker.after_layer(step.orders, "l")
+                worker.after_layer(step.orders, self._source.choice(["l", "one that is not stored"]))
             if not step.sync_loads:
                 worker.before_forward(step.orders)
             if step.parts:  # vLLM up to 0.30 does not call it otherwise

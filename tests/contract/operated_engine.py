@@ -38,9 +38,7 @@ class OperatedEngine(Queues):
         planned = [order for step in self._pipeline for order in step.orders.stores]
         planned += self.scheduler._storing._late
         for mover in self.ranks.movers:
-            mover.excused |= mover.stores() | {order.job for order in planned}
-            for order in planned:
-                mover.excused_pairs |= set(zip(order.rows.tolist(), order.blocks.tolist(), strict=True))
+            mover.release(planned)
         self.pool.reset_prefix_cache()
         used = {block for request in self.all for block in request.table}
         # Those of ended requests that are still being loaded.

@@ -32,17 +32,17 @@ class PartsMover(CpuMover):
     def store_parts(self) -> tuple[int, ...]:
         return tuple(range(LAYERS))
 
-    def store_part(self, job: int, rows: Any, blocks: Any, part: int) -> None:
+    def store(self, job: int, rows: Any, blocks: Any, part: int | None = None) -> None:
+        if part is None:
+            super().store(job, rows, blocks)
+            self.done.append("whole")
+            return
         assert job >= FIRST_COPY
         if part == self.refused:
             raise RuntimeError("injected")
         self._memory[rows, part * PAGE : (part + 1) * PAGE] = self._kv[part][blocks].view(np.uint8)
         self._ended.append((job, -1 if part == self.failing else PAGE * len(rows), 0.0))
         self.done.append(part)
-
-    def store(self, job: int, rows: Any, blocks: Any) -> None:
-        super().store(job, rows, blocks)
-        self.done.append("whole")
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ class Taken:
     def __init__(self) -> None:
         self.parts: list[tuple[int, list[int]]] = []
 
-    def store_part(self, job: int, rows: Any, blocks: Any, part: int) -> None:
+    def store(self, job: int, rows: Any, blocks: Any, part: int) -> None:
         self.parts.append((part, blocks.tolist()))
 
 

@@ -106,7 +106,7 @@ def test_a_part_of_a_store_behind_a_slow_kernel_sees_what_it_writes(rig: Rig) ->
             for tensor in rig.kv[first:end]:
                 as_bytes(tensor)[index] = value
             rig.jobs += 1
-            rig.mover.store_part(rig.jobs, rows, blocks, part)
+            rig.mover.store(rig.jobs, rows, blocks, part)
         ended = rig.wait(len(firsts))
         assert sum(moved for _, moved, _ in ended) == len(rows) * block_bytes(rig.kv)
         assert (view[rows.astype(np.int64), : block_bytes(rig.kv)] == value).all(), value

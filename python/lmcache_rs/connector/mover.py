@@ -46,15 +46,12 @@ class Mover(Protocol):
         `by_layers_seconds`: for those that the forward waits for by layers.
         """
 
-    def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Store the blocks as they are after what the step has computed so far."""
-
     @property
     def store_parts(self) -> Sequence[int]:
-        """The first layer of each part of the layers that `store_part` takes; empty: it takes none."""
+        """The first layer of each part of the layers that `store` takes; empty: it takes none."""
 
-    def store_part(self, job: int, rows: Numbers, blocks: Numbers, part: int) -> None:
-        """As `store`, some layers alone. All parts of blocks together are the blocks."""
+    def store(self, job: int, rows: Numbers, blocks: Numbers, part: int | None = None) -> None:
+        """Store the blocks, or a part of their layers, as they are after what the step has computed so far."""
 
     def drain(self, seconds: float) -> bool:
         """Wait until no copy is in flight; False when that took longer."""

@@ -19,10 +19,6 @@ class _Load:
     waits: dict[int, slice] = field(default_factory=dict)
     """Rows that were not fetched, by the job that fetches them."""
 
-    def fail(self) -> None:
-        self.copied.fail()
-        self.waits.clear()
-
 
 class Pieces:
     """What was begun of such loads."""
@@ -56,7 +52,7 @@ class Pieces:
             del self._results[next(iter(self._results))]
         for load in self._loads.values():
             if load.waits and time.monotonic() - load.copied.began > load.order.wait_s:
-                load.fail()
+                load.copied.fail()
             self._go_on(load, mover)
 
     def whole(self, ended: Iterable[Ended]) -> Iterator[Ended]:
@@ -84,21 +80,21 @@ class Pieces:
         """Nothing more is copied; what is not whole fails."""
         for load in self._loads.values():
             if load.waits:
-                load.fail()
+                load.copied.fail()
 
     def _go_on(self, load: _Load, mover: Mover) -> None:
         if load.copied.failed:
-            load.waits.clear()
+            return
         for job in [job for job in load.waits if job in self._results]:
             rows = load.waits.pop(job)
             if not self._results[job]:
-                load.fail()
+                load.copied.fail()
                 return
             try:
                 self._copy(load, rows, mover)
             except BaseException as error:
                 self._report("load", error)
-                load.fail()
+                load.copied.fail()
                 return
         load.copied.more = bool(load.waits)
 

@@ -79,9 +79,7 @@ class StoredLayers:
         if self._stored is None or self._stored.failed:
             return
         try:
-            self._copies.add(
-                self._stored, lambda name: mover.store_part(name, self._rows, self._blocks, part)
-            )
+            self._copies.add(self._stored, lambda name: mover.store(name, self._rows, self._blocks, part))
         except BaseException as error:
             self._report("store", error)
             self._stored.fail()

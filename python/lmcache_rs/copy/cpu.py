@@ -69,18 +69,14 @@ class CpuMover:
         """None: here nothing could wait for the rest of a load but the engine's own thread."""
         return []
 
-    def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Store now; the result comes with the next poll."""
-        self._copy("store", job, rows, blocks)
-
     @property
     def store_parts(self) -> Sequence[int]:
         """None: a store is done before the next layer is computed, and takes as long by parts."""
         return ()
 
-    def store_part(self, job: int, rows: Numbers, blocks: Numbers, part: int) -> None:
-        """Not asked for."""
-        raise NotImplementedError
+    def store(self, job: int, rows: Numbers, blocks: Numbers, part: int | None = None) -> None:
+        """Store now, whole rows; the result comes with the next poll."""
+        self._copy("store", job, rows, blocks)
 
     def _copy(self, direction: Literal["store", "load"], job: int, rows: Numbers, blocks: Numbers) -> None:
         began = time.perf_counter()

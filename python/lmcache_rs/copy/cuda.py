@@ -21,11 +21,9 @@ logger = init_logger(__name__)
 Numbers = npt.NDArray[np.uint32]
 PinPolicy = Literal["require", "prefer", "off"]
 
-STAGE_BYTES = 64 << 20
-"""GPU memory of one staging buffer; there are four. About a millisecond of the bus."""
-
-BACKGROUND_BYTES = 32 << 20
-"""What a copy puts on the bus at once: the small copies of the engine's own steps wait for it, 0.6 ms.
+STAGE_BYTES = 32 << 20
+"""GPU memory of one staging buffer; there are four. What a copy puts on the bus at once: small copies of the engine's
+own steps wait for it, 0.6 ms.
 
 A quarter of it would cost 3 % of the bus.
 """
@@ -67,7 +65,6 @@ class CudaMover:
         fence_loads: bool = False,
         stores_by_layers: bool = True,
         stage_bytes: int = STAGE_BYTES,
-        background_bytes: int = BACKGROUND_BYTES,
     ) -> None:
         self._pool = pool
         self._fence_loads = fence_loads
@@ -88,14 +85,13 @@ class CudaMover:
             ((handles[0], handles[1]), handles[2], handles[3], (handles[4], handles[5])),
             buffers[:2],
             buffers[2:],
-            background_bytes,
             LOAD_PARTS,
             STORE_PARTS,
             keep=(tensors, streams, staging),
         )
         self._gates = Gates(self._mover.load_parts, self._device)
         self.store_parts = tuple(self._mover.store_parts) if stores_by_layers else ()
-        """The first layer of each part that `store_part` takes."""
+        """The first layer of each part that `store` takes."""
         self._ended: list[tuple[int, int, float]] = []
         self._closed = False
 
@@ -148,13 +144,8 @@ class CudaMover:
         """Loads that will have ended in so many seconds, if they go on as they did, and cannot fail any more."""
         return self._mover.settle_loads(seconds, by_layers_seconds)
 
-    def store(self, job: int, rows: Numbers, blocks: Numbers) -> None:
-        """Store in the background what the blocks hold after what the current stream was given before."""
-        self._pins.check()
-        self._mover.submit_store(job, rows, blocks, self._stream())
-
-    def store_part(self, job: int, rows: Numbers, blocks: Numbers, part: int) -> None:
-        """Store some layers of them."""
+    def store(self, job: int, rows: Numbers, blocks: Numbers, part: int | None = None) -> None:
+        """Store in the background what the blocks, or some layers, hold after what the current stream was given."""
         self._pins.check()
         self._mover.submit_store(job, rows, blocks, self._stream(), part)
 

@@ -32,7 +32,7 @@ type StreamHandles = ((Count<u64>, Count<u64>), Count<u64>, Count<u64>, (Count<u
 #[pymethods]
 impl GpuMover {
     #[new]
-    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, background_bytes, load_parts, store_parts, keep = None))]
+    #[pyo3(signature = (pool, layers, blocks, device, streams, load_staging, store_staging, load_parts, store_parts, keep = None))]
     #[expect(clippy::too_many_arguments, reason = "Python names them")]
     fn new(
         py: Python<'_>,
@@ -43,7 +43,6 @@ impl GpuMover {
         streams: StreamHandles,
         load_staging: Vec<Buffer>,
         store_staging: Vec<Buffer>,
-        background_bytes: Count<usize>,
         load_parts: Count<usize>,
         store_parts: Count<usize>,
         keep: Option<Py<PyAny>>,
@@ -72,7 +71,6 @@ impl GpuMover {
             },
             load_staging: buffers(load_staging),
             store_staging: buffers(store_staging),
-            background_bytes: background_bytes.0,
             load_parts: load_parts.0,
             store_parts: store_parts.0,
         };

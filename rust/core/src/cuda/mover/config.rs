@@ -42,13 +42,11 @@ pub struct GpuMoverConfig {
     pub device: usize,
     /// Streams of that GPU.
     pub streams: Streams,
-    /// Staging buffers for loads, used in turn.
+    /// Staging buffers for loads, used in turn. Small, since the engine's own small copies of each step wait for the stage
+    /// that is on the bus, which fills one.
     pub load_staging: Vec<Staging>,
-    /// Staging buffers for stores, used in turn.
+    /// Staging buffers for stores, used in turn; as small.
     pub store_staging: Vec<Staging>,
-    /// The most that a stage moves, one row at least. Small, since the engine's own small copies of each step wait for the
-    /// stage that is on the bus.
-    pub background_bytes: usize,
     /// In how many parts a load by layers brings them, at most.
     pub load_parts: usize,
     /// In how many parts the layers can be stored, at most.
@@ -84,8 +82,8 @@ pub(super) struct Cuts {
 }
 
 impl Cut {
-    /// Stages that fit into each buffer and move `most` bytes, one row at least. `pitch`: bytes from row to row there.
-    fn new(parts: Vec<Part>, pitch: usize, staging: &[Staging], most: usize) -> Result<Self> {
+    /// Stages that fit into each buffer. `pitch`: bytes from row to row there.
+    fn new(parts: Vec<Part>, pitch: usize, staging: &[Staging]) -> Result<Self> {
         let rows = staging.iter().map(|buffer| buffer.bytes / pitch).min().unwrap_or(0);
         if rows == 0
             || staging.iter().any(|buffer| buffer.address == 0 || buffer.address % STAGING_ALIGN != 0)
@@ -95,7 +93,7 @@ impl Cut {
             );
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
-        Ok(Self { parts: parts.into(), rows: rows.min((most / pitch).max(1)) })
+        Ok(Self { parts: parts.into(), rows })
     }
 
     /// Rows of each stage of `rows`, so that they are as few as possible and all about as large.
@@ -106,7 +104,7 @@ impl Cut {
 
 impl Cuts {
     pub(super) fn new(config: &GpuMoverConfig, layout: &Layout, stride: usize) -> Result<Self> {
-        let (loads, stores, most) = (&config.load_staging, &config.store_staging, config.background_bytes);
+        let (loads, stores) = (&config.load_staging, &config.store_staging);
         // Whole rows lie in staging as in the pool, parts one after the other.
         let pitch = |parts: &[Part]| match parts {
             [_] => stride,
@@ -116,12 +114,12 @@ impl Cuts {
         let store_parts = layout.parts(config.store_parts.max(1));
         let store_pitch = pitch(&store_parts);
         Ok(Self {
-            load: Cut::new(layout.parts(1), stride, loads, most)?,
-            store: Cut::new(layout.parts(1), stride, stores, most)?,
-            load_by_layers: Cut::new(load_parts.clone(), pitch(&load_parts), loads, most)?,
+            load: Cut::new(layout.parts(1), stride, loads)?,
+            store: Cut::new(layout.parts(1), stride, stores)?,
+            load_by_layers: Cut::new(load_parts.clone(), pitch(&load_parts), loads)?,
             store_parts: store_parts
                 .into_iter()
-                .map(|part| Cut::new(vec![part], store_pitch, stores, most))
+                .map(|part| Cut::new(vec![part], store_pitch, stores))
                 .collect::<Result<_>>()?,
         })
     }
@@ -158,12 +156,9 @@ mod tests {
 
     #[test]
     fn stages_are_even() {
-        let staging = [Staging { address: 16, bytes: 40 * 64 }];
-        for (most, rows) in [(27 * 64, 27), (usize::MAX, 40), (0, 1)] {
-            let cut = Cut::new(Vec::new(), 64, &staging, most).expect("valid");
-            assert_eq!(cut.rows, rows);
-        }
-        let cut = Cut::new(Vec::new(), 64, &staging, 27 * 64).expect("valid");
+        let staging = [40 * 64, 27 * 64 + 63].map(|bytes| Staging { address: 16, bytes });
+        let cut = Cut::new(Vec::new(), 64, &staging).expect("valid");
+        assert_eq!(cut.rows, 27);
         assert_eq!(
             [0, 1, 27, 28, 53, 54, 55, 625].map(|rows| cut.stage_rows(rows)),
             [1, 1, 27, 14, 27, 27, 19, 27]

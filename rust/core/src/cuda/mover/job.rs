@@ -229,6 +229,7 @@ mod tests {
         load.stage_ended(start + ms(10));
         assert_eq!(load.left(before, false, start + ms(12)), Some(ms(84)));
         load.stage_ended(start + ms(11));
+        assert_eq!(load.left(before, false, start + ms(12)), Some(ms(83)));
         load.stage_ended(start + ms(12));
         assert_eq!(load.left(before, false, start + ms(12)), Some(ms(41)), "now it tells by itself");
     }

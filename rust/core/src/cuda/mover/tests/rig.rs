@@ -76,7 +76,6 @@ impl Rig {
             streams: STREAMS,
             load_staging: staging[..2].iter().map(buffer).collect(),
             store_staging: staging[2..].iter().map(buffer).collect(),
-            background_bytes: shape.stage * stride,
             load_parts: 3,
             store_parts: 2,
         };
@@ -170,11 +169,11 @@ impl Rig {
             let job = part as u64;
             self.mover.submit_store(job, rows.to_vec(), blocks.to_vec(), Some(part), COMPUTE).expect("open");
         }
-        let mut ended = Vec::new();
-        while ended.len() < firsts.len() {
-            ended.extend(self.mover.poll().expect("open").into_iter().map(|end| end.bytes.expect("stored")));
-        }
-        assert_eq!(ended.iter().sum::<u64>() as usize, rows.len() * self.pool.row_bytes());
+        assert!(self.mover.drain(LONG).expect("open"));
+        let ended = self.mover.poll().expect("open");
+        assert_eq!(ended.len(), firsts.len());
+        let bytes: u64 = ended.into_iter().map(|end| end.bytes.expect("stored")).sum();
+        assert_eq!(bytes as usize, rows.len() * self.pool.row_bytes());
         for (&row, &block) in rows.iter().zip(blocks) {
             self.row_model[row as usize] = self.kv_model[block as usize].clone();
             self.check_row(row);
