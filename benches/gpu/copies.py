@@ -1,6 +1,6 @@
 """How near the GPU's mover comes to the bus's own speed, what it costs the caller, and what it costs compute.
 
-    python benches/gpu/copies.py [--stage-mib 64] [--blocks 625] [--layers 36] [--page-kib 64] [--repeats 7]
+    python benches/gpu/copies.py [--stage-mib 32] [--blocks 625] [--layers 36] [--page-kib 64] [--repeats 7]
 
 The ceiling is one pinned copy of 1 GiB by torch. A load or store is timed from its submission to the poll that tells
 its end. "submit" is the time of the calling Python thread. GEMMs are timed alone and beside copies that last as long.

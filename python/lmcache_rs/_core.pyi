@@ -340,10 +340,10 @@ class GpuMover:
     row, all with `blocks` blocks. Addresses and sizes are multiples of 4; of 16, for speed. `streams` are handles of
     ((load copy, load copy), load scatter, store gather, (store copy, store copy)), the pairs used in turn; 0 and
     streams that wait for it make copies wait for compute. Staging buffers are (address, bytes), used in turn, one row
-    stride or more each; a stage fills one at most. A load by layers comes in `load_parts` parts, stores may be cut
-    into `store_parts`, at most. All of it, and the KV, must live until `close` returned True, or for ever: `keep` is an
-    object that sees to it, given up only then. Rows and blocks are given in pairs and belong to the job until it ended;
-    stores of other parts may have the same.
+    stride or more each; a stage fills one at most. A load by layers comes in parts, stores may be cut into such, at
+    most as many as `load_parts` and `store_parts` name, with these shares of the bytes. All of it, and the KV, must
+    live until `close` returned True, or for ever: `keep` is an object that sees to it, given up only then. Rows and
+    blocks are given in pairs and belong to the job until it ended; stores of other parts may have the same.
 
     When the driver fails, jobs end with -1 only once nothing of them runs any more. Where that cannot be seen the mover
     gives up: that job is never told of, jobs not submitted to the GPU end with -1, later calls raise DeviceError.
@@ -358,8 +358,8 @@ class GpuMover:
         streams: tuple[tuple[int, int], int, int, tuple[int, int]],
         load_staging: Sequence[tuple[int, int]],
         store_staging: Sequence[tuple[int, int]],
-        load_parts: int,
-        store_parts: int,
+        load_parts: Sequence[int],
+        store_parts: Sequence[int],
         keep: Any = None,
     ) -> GpuMover: ...
     @property

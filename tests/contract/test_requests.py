@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from toy_engine import BLOCK, Request, ToyEngine
 
-from lmcache_rs.connector.orders import WorkerAcks
+from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.rules import Roles
 
 
@@ -370,15 +370,46 @@ def test_held_blocks_of_requests_that_have_gone_are_bounded() -> None:
     assert engine.counters.totals()["dropped_blocks:held_limit"] >= 8
 
 
-def test_a_nearby_worker_that_fails_leaves_promised_loads_ordered() -> None:
-    engine = ToyEngine()
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_nearby_worker_that_fails_leaves_promised_loads_ordered(asynchronous: bool) -> None:
+    engine = ToyEngine(extra=ASYNC if asynchronous else {})
     engine.run(Request("first", prompt(1, 31)))
-    engine.scheduler.worker_nearby = SimpleNamespace(take_acks=lambda: None, start_loads=lambda _: 1 / 0)
+    failed: list[int] = []
+
+    def start_loads(orders: StepOrders) -> None:
+        failed.append(len(orders.loads))
+        raise RuntimeError("not now")
+
+    engine.scheduler.worker_nearby = SimpleNamespace(take_acks=lambda: None, start_loads=start_loads)
     repeat = Request("second", prompt(1, 31))
     engine.run(repeat)
     engine.scheduler.worker_nearby = engine.workers[0]
     engine.assert_idle()
-    assert repeat.cached_tokens == 30
+    # Asynchronous ones are begun when admitted, and all of them with the plan.
+    assert failed[:2] == ([1, 1] if asynchronous else [1])
+    assert repeat.cached_tokens == 30 + asynchronous
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_nearby_worker_begins_asynchronous_loads_at_their_admission(asynchronous: bool) -> None:
+    """Synchronous ones with their step's plan, which stores what they are to bring: none may have failed before."""
+    engine = ToyEngine(extra=ASYNC if asynchronous else {})
+    engine.run(Request("first", prompt(1, 31)))
+    engine.scheduler.worker_nearby = worker = engine.workers[0]
+    begun: list[int] = []
+    for name in ("load_now", "submit_load"):
+        real = getattr(worker._mover, name)
+        setattr(worker._mover, name, lambda job, *rest, real=real: (begun.append(job), real(job, *rest)))
+    repeat = Request("second", prompt(1, 31))
+    tokens, answer = engine.scheduler.matched_tokens(repeat, 0)
+    assert (tokens, answer) == (30 + asynchronous, asynchronous)
+    assert not begun
+    engine._grow(repeat, 31)
+    engine.scheduler.admit(repeat, list(repeat.table), tokens)
+    assert len(begun) == asynchronous
+    orders = engine.scheduler.take_orders()
+    worker.before_forward(orders)
+    assert begun == [order.job for order in orders.loads], "once"
 
 
 def test_a_nearby_worker_is_asked_before_a_step_is_planned() -> None:

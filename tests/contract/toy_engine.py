@@ -254,7 +254,10 @@ class ToyEngine:
             if self._grow(request, tokens + count) is None:
                 break
             self.waiting.remove(request)
-            self.scheduler.admit(request, list(request.table), tokens)
+            try:
+                self.scheduler.admit(request, list(request.table), tokens)
+            except RuntimeError:  # as the connector's barrier does
+                self.scheduler.break_promise(request.request_id, list(request.table), tokens)
             request.num_computed_tokens = tokens
             request.cached_tokens = max(request.cached_tokens, tokens)
             if asynchronous:

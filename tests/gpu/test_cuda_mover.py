@@ -96,7 +96,7 @@ def test_a_part_of_a_store_behind_a_slow_kernel_sees_what_it_writes(rig: Rig) ->
     view = torch.from_dlpack(rig.pool)
     firsts = rig.mover.store_parts
     assert firsts[0] == 0
-    assert len(firsts) == min(STORE_PARTS, len(rig.kv))
+    assert len(firsts) == min(len(STORE_PARTS), len(rig.kv))
     for value in range(1, 51):
         rows, blocks = some_pairs(rng, 8, bool(value % 2))
         index = torch.from_numpy(blocks.astype(np.int64)).cuda()
@@ -334,5 +334,5 @@ def test_what_cannot_be_moved_is_refused() -> None:
     host = torch.from_dlpack(pool).data_ptr()
     with pytest.raises(InvalidArgumentError, match="not in the GPU's memory"):
         _core.GpuMover(
-            pool, [(host, 36, 36)], 1, 0, ((0, 0), 0, 0, (0, 0)), [(host, 4096)], [(host, 4096)], 4096, 1, 1
+            pool, [(host, 36, 36)], 1, 0, ((0, 0), 0, 0, (0, 0)), [(host, 4096)], [(host, 4096)], [1], [1]
         )

@@ -40,11 +40,11 @@ class Admission:
         """VLLM asks again, or the request is gone."""
         self._offers.pop(request_id, None)
 
-    def admit(self, step: int, record: Record, block_ids: list[int], tokens: int) -> None:
-        """Order the load of `tokens` tokens into the request's new blocks; 0: nothing is loaded."""
+    def admit(self, step: int, record: Record, block_ids: list[int], tokens: int) -> list[LoadOrder]:
+        """Order the load of `tokens` tokens into the request's new blocks; 0: nothing is loaded. Returns new orders."""
         plan = record.plan
         record.awaits_load = tokens > 0 and plan is not None and plan.asynchronous
-        ordered = False
+        before, ordered = len(self._loads), False
         try:
             self._lookup.admit(record)
             if tokens:
@@ -52,6 +52,7 @@ class Admission:
                     raise LookupError(f"{tokens} tokens are to be loaded that were not offered")
                 self._order(step, record, plan, block_ids, plan.num_computed + tokens)
                 ordered = True
+            return self._loads[before:]
         except BaseException:
             self._lookup.forget(record)
             raise

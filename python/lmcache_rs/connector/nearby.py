@@ -15,4 +15,4 @@ class Nearby(Protocol):
         """Wait, for a bounded time, until no copy is in flight."""
 
     def start_loads(self, orders: StepOrders) -> None:
-        """Begin a step's loads, before the step's inputs are prepared."""
+        """Begin loads as soon as they are ordered, and what a planned step fetches, before its inputs are prepared."""

@@ -158,7 +158,9 @@ class SchedulerSide:
         self._storing.admit(record)
         self._tiering.forget(record)
         self._turns.admit(record.id, bool(tokens and record.plan and record.plan.asynchronous))
-        self._admission.admit(self._step, record, block_ids, tokens)
+        loads = self._admission.admit(self._step, record, block_ids, tokens)
+        if self.worker_nearby is not None and any(load.asynchronous for load in loads):
+            self.worker_nearby.start_loads(StepOrders(loads))
 
     def break_promise(self, request_id: str, block_ids: list[int], tokens: int) -> None:
         """What vLLM allocated blocks for and is not ordered ends as a failed load."""
@@ -207,8 +209,7 @@ class SchedulerSide:
 
     def finish_request(self, request: Any, block_ids: list[int]) -> None:
         """The request ended; its blocks are freed after this. Stores what it generated, if asked to."""
-        record = self._records.get(request.request_id)
-        if record is None:
+        if (record := self._records.get(request.request_id)) is None:
             return
         try:
             if not (self.frozen or self._resting()):
@@ -241,8 +242,7 @@ class SchedulerSide:
 
     def _ask_nearby(self) -> None:
         """Blocks that come back with an answer may be needed at once."""
-        acks = self.worker_nearby.take_acks() if self.worker_nearby is not None else None
-        if acks is not None:
+        if self.worker_nearby is not None and (acks := self.worker_nearby.take_acks()) is not None:
             self._late_acks.keep(acks)
         self._late_acks.retry()
 

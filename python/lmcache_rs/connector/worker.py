@@ -50,7 +50,7 @@ class WorkerSide:
         self._rows_unreported = True
 
     def start_loads(self, orders: StepOrders) -> None:
-        """Start a step's loads, as soon as its orders are known. Idempotent."""
+        """Start a step's loads, as soon as some or all of its orders are known. Idempotent."""
         for order in orders.loads:
             if self._begins(order):
                 with self._or_failed("load", order.job):

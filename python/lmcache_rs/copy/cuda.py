@@ -28,10 +28,10 @@ own steps wait for it, 0.6 ms.
 A quarter of it would cost 3 % of the bus.
 """
 
-LOAD_PARTS = 4
-"""In so many parts comes a load by layers; more of them cost the bus more than the forward gains."""
+LOAD_PARTS = (4, 4, 4, 3, 1)
+"""In such parts, by their shares of the bytes, comes a load by layers."""
 
-STORE_PARTS = 12
+STORE_PARTS = (1,) * 12
 """In so many parts go stores by layers: the last one has crossed the bus before a long forward ends."""
 
 CLOSE_S_MAX = 5.0

@@ -110,14 +110,22 @@ impl Layout {
         u32::try_from(largest.unwrap_or(0)).expect("checked when made")
     }
 
-    /// All layers in at most `count` parts of about as many bytes each, in order.
-    pub(crate) fn parts(&self, count: usize) -> Vec<Part> {
-        let mut parts: Vec<Part> = Vec::with_capacity(count);
+    /// All layers in order, in at most as many parts as there are shares, with about these shares of the bytes.
+    pub(crate) fn parts(&self, shares: &[u32]) -> Vec<Part> {
+        let total: u128 = shares.iter().map(|&share| u128::from(share)).sum();
+        let mut before = 0;
+        let mut begins = shares.iter().map(|&share| {
+            let begin = self.row_bytes as u128 * before / total.max(1);
+            before += u128::from(share);
+            begin
+        });
+        let mut next = begins.next();
+        let mut parts: Vec<Part> = Vec::with_capacity(shares.len());
         let mut offset = 0;
         for (number, layer) in (0..).zip(&self.layers) {
-            let begins = parts.len() < count && offset >= parts.len() * self.row_bytes.div_ceil(count);
-            if begins {
+            if next.is_some_and(|begin| offset as u128 >= begin) {
                 parts.push(Part { layers: number..number, offset, bytes: 0 });
+                next = begins.next();
             }
             if let Some(part) = parts.last_mut() {
                 part.layers.end = number + 1;
@@ -182,9 +190,14 @@ mod tests {
         for pages in [&[64][..], &[16, 16, 16], &[64, 32, 16, 16, 128], &[16; 36]] {
             let layers: Vec<_> = pages.iter().map(|&page| (0x1000, 256, page)).collect();
             let layout = layout(&layers, 2).expect("valid");
-            for count in [1, 2, 3, 4, 50] {
-                let parts = layout.parts(count);
-                assert!((1..=count.min(pages.len())).contains(&parts.len()), "{parts:?} of {count}");
+            for shares in
+                [&[1][..], &[1, 1], &[1; 3], &[1; 4], &[1; 50], &[12, 3, 1], &[0, 1], &[7, 0, u32::MAX]]
+            {
+                let parts = layout.parts(shares);
+                assert!(
+                    (1..=shares.len().min(pages.len())).contains(&parts.len()),
+                    "{parts:?} of {shares:?}"
+                );
                 let (mut layer, mut offset) = (0, 0);
                 for part in &parts {
                     assert_eq!((part.layers.start, part.offset), (layer, offset), "{parts:?}");
@@ -194,8 +207,13 @@ mod tests {
                 assert_eq!((layer as usize, offset), (pages.len(), layout.row_bytes()));
             }
         }
-        let equal = layout(&[(16, 64, 64); 36], 2).expect("valid").parts(4);
-        assert!(equal.iter().all(|part| part.layers.len() == 9), "{equal:?}");
+        let layers_of = |shares: &[u32]| {
+            let parts = layout(&[(16, 64, 64); 36], 2).expect("valid").parts(shares);
+            parts.iter().map(|part| part.layers.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(layers_of(&[1; 4]), [9; 4]);
+        assert_eq!(layers_of(&[12, 3, 1]), [27, 7, 2]);
+        assert_eq!(layers_of(&[]), [], "no parts, for whoever asks for none");
     }
 
     #[test]

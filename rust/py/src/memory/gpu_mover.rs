@@ -43,8 +43,8 @@ impl GpuMover {
         streams: StreamHandles,
         load_staging: Vec<Buffer>,
         store_staging: Vec<Buffer>,
-        load_parts: Count<usize>,
-        store_parts: Count<usize>,
+        load_parts: Vec<Count<u32>>,
+        store_parts: Vec<Count<u32>>,
         keep: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let layer = |(address, stride, page): (Count<u64>, Count<usize>, Count<usize>)| GpuLayer {
@@ -52,6 +52,7 @@ impl GpuMover {
             block_stride: stride.0,
             page_bytes: page.0,
         };
+        let shares = |parts: Vec<Count<u32>>| parts.into_iter().map(|share| share.0).collect();
         let buffers = |staging: Vec<Buffer>| {
             staging
                 .into_iter()
@@ -71,8 +72,8 @@ impl GpuMover {
             },
             load_staging: buffers(load_staging),
             store_staging: buffers(store_staging),
-            load_parts: load_parts.0,
-            store_parts: store_parts.0,
+            load_parts: shares(load_parts),
+            store_parts: shares(store_parts),
         };
         let pool = pool.pool.clone();
         // SAFETY: Python cannot promise it to the compiler; the stub asks it of the caller.

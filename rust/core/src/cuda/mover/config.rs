@@ -47,10 +47,10 @@ pub struct GpuMoverConfig {
     pub load_staging: Vec<Staging>,
     /// Staging buffers for stores, used in turn; as small.
     pub store_staging: Vec<Staging>,
-    /// In how many parts a load by layers brings them, at most.
-    pub load_parts: usize,
-    /// In how many parts the layers can be stored, at most.
-    pub store_parts: usize,
+    /// In which parts a load by layers brings them, at most: their shares of the bytes, one or more.
+    pub load_parts: Vec<u32>,
+    /// In which parts the layers can be stored, as `load_parts`.
+    pub store_parts: Vec<u32>,
 }
 
 /// In which order a load brings its bytes.
@@ -62,14 +62,16 @@ pub enum LoadOrder {
     ByLayers,
 }
 
-/// How the bytes of jobs are cut into stages.
+/// A part of the rows that a job moves, in stages.
 #[derive(Clone, Debug)]
-pub(super) struct Cut {
-    /// Parts of the rows, one after the other.
-    pub(super) parts: Arc<[Part]>,
+pub(super) struct Slice {
+    pub(super) part: Part,
     /// The most rows of a stage.
     rows: usize,
 }
+
+/// How the bytes of jobs are cut into stages: one slice after the other.
+pub(super) type Cut = Arc<[Slice]>;
 
 /// Those of all kinds of jobs.
 #[derive(Debug)]
@@ -81,9 +83,9 @@ pub(super) struct Cuts {
     pub(super) store_parts: Vec<Cut>,
 }
 
-impl Cut {
+impl Slice {
     /// Stages that fit into each buffer. `pitch`: bytes from row to row there.
-    fn new(parts: Vec<Part>, pitch: usize, staging: &[Staging]) -> Result<Self> {
+    fn new(part: Part, pitch: usize, staging: &[Staging]) -> Result<Self> {
         let rows = staging.iter().map(|buffer| buffer.bytes / pitch).min().unwrap_or(0);
         if rows == 0
             || staging.iter().any(|buffer| buffer.address == 0 || buffer.address % STAGING_ALIGN != 0)
@@ -93,34 +95,42 @@ impl Cut {
             );
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
-        Ok(Self { parts: parts.into(), rows })
+        Ok(Self { part, rows })
     }
 
-    /// Rows of each stage of `rows`, so that they are as few as possible and all about as large.
+    /// Stages of so many rows.
+    pub(super) fn stages(&self, rows: usize) -> usize {
+        rows.div_ceil(self.rows)
+    }
+
+    /// Rows of each of these stages but the last, so that all are about as large.
     pub(super) fn stage_rows(&self, rows: usize) -> usize {
-        rows.div_ceil(rows.div_ceil(self.rows).max(1)).max(1)
+        rows.div_ceil(self.stages(rows).max(1))
     }
 }
 
 impl Cuts {
     pub(super) fn new(config: &GpuMoverConfig, layout: &Layout, stride: usize) -> Result<Self> {
         let (loads, stores) = (&config.load_staging, &config.store_staging);
-        // Whole rows lie in staging as in the pool, parts one after the other.
-        let pitch = |parts: &[Part]| match parts {
-            [_] => stride,
-            parts => parts.iter().map(|part| part.bytes).max().unwrap_or(stride),
+        let slices = |shares: &[u32], staging: &[Staging]| {
+            let parts = layout.parts(shares);
+            if parts.is_empty() {
+                let message = "layers go in one part or more, none was given";
+                return Err(Error::new(ErrorKind::InvalidArgument, message));
+            }
+            // Whole rows lie in staging as in the pool, parts one after the other.
+            let pitch = |part: &Part| if part.bytes == layout.row_bytes() { stride } else { part.bytes };
+            let slice = |part: Part| Slice::new(part.clone(), pitch(&part), staging);
+            parts.into_iter().map(slice).collect::<Result<Vec<_>>>()
         };
-        let load_parts = layout.parts(config.load_parts.max(1));
-        let store_parts = layout.parts(config.store_parts.max(1));
-        let store_pitch = pitch(&store_parts);
         Ok(Self {
-            load: Cut::new(layout.parts(1), stride, loads)?,
-            store: Cut::new(layout.parts(1), stride, stores)?,
-            load_by_layers: Cut::new(load_parts.clone(), pitch(&load_parts), loads)?,
-            store_parts: store_parts
+            load: slices(&[1], loads)?.into(),
+            load_by_layers: slices(&config.load_parts, loads)?.into(),
+            store: slices(&[1], stores)?.into(),
+            store_parts: slices(&config.store_parts, stores)?
                 .into_iter()
-                .map(|part| Cut::new(vec![part], store_pitch, stores))
-                .collect::<Result<_>>()?,
+                .map(|slice| [slice].into())
+                .collect(),
         })
     }
 }
@@ -157,11 +167,11 @@ mod tests {
     #[test]
     fn stages_are_even() {
         let staging = [40 * 64, 27 * 64 + 63].map(|bytes| Staging { address: 16, bytes });
-        let cut = Cut::new(Vec::new(), 64, &staging).expect("valid");
-        assert_eq!(cut.rows, 27);
-        assert_eq!(
-            [0, 1, 27, 28, 53, 54, 55, 625].map(|rows| cut.stage_rows(rows)),
-            [1, 1, 27, 14, 27, 27, 19, 27]
-        );
+        let part = Part { layers: 0..1, offset: 0, bytes: 64 };
+        let slice = Slice::new(part, 64, &staging).expect("valid");
+        assert_eq!(slice.rows, 27);
+        let rows = [0, 1, 27, 28, 53, 54, 55, 625];
+        assert_eq!(rows.map(|rows| slice.stages(rows)), [0, 1, 1, 2, 2, 2, 3, 24]);
+        assert_eq!(rows.map(|rows| slice.stage_rows(rows)), [0, 1, 27, 14, 27, 27, 19, 27]);
     }
 }

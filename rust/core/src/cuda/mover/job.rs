@@ -1,11 +1,10 @@
 //! A job of the mover: its stages, how far they are, and how it is told of.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::driver::Fault;
 use super::super::events::Event;
-use super::super::layout::Part;
+use super::config::Cut;
 use super::lane;
 use crate::copy::Direction;
 
@@ -17,10 +16,7 @@ pub(super) struct Job {
     pub(super) blocks: Vec<u32>,
     /// What the first stage's kernel waits for.
     pub(super) after: Option<Event>,
-    /// The parts of the rows, moved one after the other.
-    pub(super) parts: Arc<[Part]>,
-    /// Rows of each stage.
-    pub(super) stage_rows: usize,
+    cut: Cut,
     /// Stages submitted so far.
     pub(super) submitted: usize,
     /// The end of the last stage submitted.
@@ -109,40 +105,53 @@ impl Job {
         direction: Direction,
         (rows, blocks): (Vec<u32>, Vec<u32>),
         after: Option<Event>,
-        parts: Arc<[Part]>,
-        stage_rows: usize,
+        cut: Cut,
     ) -> Self {
-        let row_bytes: usize = parts.iter().map(|part| part.bytes).sum();
+        let row_bytes: usize = cut.iter().map(|slice| slice.part.bytes).sum();
         let bytes = rows.len() as u64 * row_bytes as u64;
         let end = End { name, direction, bytes, submitted: Instant::now() };
-        Self { direction, rows, blocks, after, parts, stage_rows, submitted: 0, last: None, end }
+        Self { direction, rows, blocks, after, cut, submitted: 0, last: None, end }
     }
 
-    /// The next stage.
+    /// The next stage, of a job that is not submitted.
     pub(super) fn stage(&self) -> lane::Stage<'_> {
-        let (part, number) = (self.submitted / self.part_stages(), self.submitted % self.part_stages());
-        let first = number * self.stage_rows;
-        let next = first..self.rows.len().min(first + self.stage_rows);
-        lane::Stage { rows: &self.rows[next.clone()], blocks: &self.blocks[next], part: &self.parts[part] }
-    }
-
-    /// Stages of one part.
-    pub(super) fn part_stages(&self) -> usize {
-        self.rows.len().div_ceil(self.stage_rows)
+        let (place, number) = self.at();
+        let (slice, rows) = (&self.cut[place], self.rows.len());
+        let first = number * slice.stage_rows(rows);
+        let next = first..rows.min(first + slice.stage_rows(rows));
+        lane::Stage { rows: &self.rows[next.clone()], blocks: &self.blocks[next], part: &slice.part }
     }
 
     pub(super) fn stages(&self) -> usize {
-        self.part_stages() * self.parts.len()
+        self.cut.iter().map(|slice| slice.stages(self.rows.len())).sum()
     }
 
     pub(super) fn is_submitted(&self) -> bool {
-        self.submitted >= self.stages()
+        self.at().0 == self.cut.len()
+    }
+
+    /// Whether the stage that was submitted last was the last one of a part.
+    pub(super) fn is_part_submitted(&self) -> bool {
+        self.at().1 == 0
+    }
+
+    /// Where the next stage is: the place of its slice, or the end of all, and its number there.
+    fn at(&self) -> (usize, usize) {
+        let mut number = self.submitted;
+        for (place, slice) in self.cut.iter().enumerate() {
+            let stages = slice.stages(self.rows.len());
+            if number < stages {
+                return (place, number);
+            }
+            number -= stages;
+        }
+        (self.cut.len(), 0)
     }
 }
 
 impl OpenLoad {
     pub(super) fn new(job: &Job) -> Self {
-        let parts_total = job.parts.len();
+        let parts_total = job.cut.len();
         let parts = Vec::with_capacity(parts_total);
         Self { end: job.end, stages: job.stages(), done: 0, seen: None, parts, parts_total, failed: false }
     }
@@ -176,7 +185,7 @@ impl OpenLoad {
         Some(speed.time_for(self.bytes(stages)).saturating_sub(waited))
     }
 
-    /// Of so many stages.
+    /// Of so many stages, which are about as large.
     fn bytes(&self, stages: usize) -> u64 {
         self.end.bytes * stages as u64 / self.stages as u64
     }

@@ -107,12 +107,12 @@ impl GpuMover {
 
     /// The first layer of each part of a load `ByLayers`.
     pub fn load_parts(&self) -> impl Iterator<Item = usize> {
-        self.cuts.load_by_layers.parts.iter().map(|part| part.layers.start as usize)
+        self.cuts.load_by_layers.iter().map(|slice| slice.part.layers.start as usize)
     }
 
     /// The first layer of each part that can be stored for itself.
     pub fn store_parts(&self) -> impl Iterator<Item = usize> {
-        self.cuts.store_parts.iter().flat_map(|cut| cut.parts.iter()).map(|part| part.layers.start as usize)
+        self.cuts.store_parts.iter().flat_map(|cut| cut.iter()).map(|slice| slice.part.layers.start as usize)
     }
 
     /// Loads in the background, after what was submitted to `stream` until now, if one is given. `poll` tells the end.
@@ -138,8 +138,8 @@ impl GpuMover {
     pub fn join_load(&self, job: u64, layer: Option<usize>, stream: Stream) -> Result<()> {
         self.check_process()?;
         let part = layer.map(|layer| {
-            let mut parts = self.cuts.load_by_layers.parts.iter();
-            parts.position(|part| layer < part.layers.end as usize).ok_or_else(|| {
+            let mut slices = self.cuts.load_by_layers.iter();
+            slices.position(|slice| layer < slice.part.layers.end as usize).ok_or_else(|| {
                 let message = format!("layer {layer} of {} layers", self.layout.layers());
                 Error::new(ErrorKind::InvalidArgument, message)
             })
@@ -247,8 +247,7 @@ impl GpuMover {
             }
             _ => None,
         };
-        let stage_rows = cut.stage_rows(rows.len());
-        let job = Job::new(job, direction, (rows, blocks), after, Arc::clone(&cut.parts), stage_rows);
+        let job = Job::new(job, direction, (rows, blocks), after, Arc::clone(cut));
         self.shared.queue.lock().push(job)?;
         self.shared.work.notify_one();
         Ok(())

@@ -174,7 +174,7 @@ impl Queue {
 
     fn note_submitted(&mut self, job: &Job, event: &Event) {
         if let Some(open) = self.open_load(job)
-            && job.submitted.is_multiple_of(job.part_stages())
+            && job.is_part_submitted()
         {
             open.parts.push(event.clone());
         }

@@ -76,8 +76,8 @@ impl Rig {
             streams: STREAMS,
             load_staging: staging[..2].iter().map(buffer).collect(),
             store_staging: staging[2..].iter().map(buffer).collect(),
-            load_parts: 3,
-            store_parts: 2,
+            load_parts: vec![3, 2, 1],
+            store_parts: vec![1, 1],
         };
         // SAFETY: all of it is memory of the rig, which outlives the mover.
         let mover = unsafe { GpuMover::start(pool.clone(), &config, fake.clone(), shape.limits)? };
