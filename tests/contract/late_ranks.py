@@ -61,8 +61,8 @@ class Step:
 
     orders: StepOrders
     parts: list[Part]
-    sync_loads: dict[str, int]
-    """Where the synchronous loads end, by request."""
+    sync_loads: dict[str, range]
+    """The tokens that are loaded synchronously, by request."""
     spoiled: set[str] = field(default_factory=set)
     bad: set[int] = field(default_factory=set)
     acks: WorkerAcks | None = None

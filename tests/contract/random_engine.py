@@ -134,8 +134,8 @@ class RandomEngine(OperatedEngine):
         samples = start + count >= known + request.placeholders
         return Part(request, start, count, samples, list(request.table))
 
-    def _admit_waiting(self, parts: list[Part]) -> dict[str, int]:
-        sync_loads: dict[str, int] = {}
+    def _admit_waiting(self, parts: list[Part]) -> dict[str, range]:
+        sync_loads: dict[str, range] = {}
         for request in self._in_order():
             tokens: int | None = 0
             asynchronous = False
@@ -164,7 +164,8 @@ class RandomEngine(OperatedEngine):
             except RuntimeError:  # as the connector's barrier does
                 self.scheduler.break_promise(request.request_id, list(request.table), tokens)
             request.num_computed_tokens = total
-            request.loaded_end = total if tokens else request.loaded_end
+            if tokens:
+                request.loaded = range(len(found) * BLOCK, total)
             self.prefilling[request.request_id] = request
             if asynchronous:
                 self.loading[request.request_id] = request
@@ -172,7 +173,7 @@ class RandomEngine(OperatedEngine):
                 continue
             request.place = None
             if tokens:
-                sync_loads[request.request_id] = total
+                sync_loads[request.request_id] = request.loaded
             self.running.append(request)
             self._fresh.add(request.request_id)
             parts.append(self._part(request, count))
@@ -221,6 +222,8 @@ class RandomEngine(OperatedEngine):
             except RuntimeError:
                 self.scheduler.acknowledge_later(step.acks)
         self._failed |= step.failed
+        for request_id in step.failed & self.loading.keys():
+            self.loading[request_id].offer_below = self.loading[request_id].loaded.stop
         self._received.update(step.received)
         for request_id, ranks in list(self._received.items()):
             if ranks == self.shape.ranks:
@@ -253,7 +256,8 @@ class RandomEngine(OperatedEngine):
                 self.pool.evict(part.table[first:])
                 if flying is step:
                     repeated.add(request_id)
-                    part.request.offer_below = step.sync_loads.get(request_id, part.request.offer_below)
+                    load = step.sync_loads.get(request_id, range(0))
+                    part.request.note_bad(bad, part.table, load)
         for request in [*self.running, *self.loading.values()]:
             first = first_of(bad, request.table)
             if first is None:
@@ -264,6 +268,7 @@ class RandomEngine(OperatedEngine):
             request.placeholders = 0
             if request.request_id in self.loading:
                 self._failed.add(request.request_id)
+                request.note_bad(bad, request.table, request.loaded)
             else:
                 repeated.add(request.request_id)
                 # vLLM 0.32 delivers what is in flight of it, which is wrong: its bug, and not repeated here.
@@ -278,7 +283,6 @@ class RandomEngine(OperatedEngine):
         self.waiting.insert(0, request)
         if failed:
             self.seen["failed while it waited"] += 1
-            request.offer_below = request.loaded_end
         if failed and not (self.shape.failed_as_blocks and request.num_computed_tokens):
             return self._free(request)
         self.pool.cache(request.table, request.block_hashes, request.num_computed_tokens, BLOCK)

@@ -28,8 +28,8 @@ class Prompt(Request):
         """Those of them from before a preemption or a failed load."""
         self.drop_stale = False
         """Their tokens are wrong."""
-        self.loaded_end = 0
-        """Where its last load ended."""
+        self.loaded = range(0)
+        """The tokens of its last load."""
         self.offer_below = 1 << 30
         """After a failed load it must be offered less."""
         self.place: int | None = None
@@ -44,6 +44,11 @@ class Prompt(Request):
         self.cells = np.array(digests[1:], np.int64).view(np.uint64)
         """What the KV of each token must be, on rank 0; on rank n it is XORed with n."""
         self._hashes = [block_hash(digest, b"b") for digest in digests[BLOCK::BLOCK]]
+
+    def note_bad(self, bad: set[int], table: list[int], loaded: range) -> None:
+        """These blocks are bad; nothing of its own failed if only blocks are that it shares with others."""
+        if not bad.isdisjoint(table[loaded.start // BLOCK : -(-loaded.stop // BLOCK)]):
+            self.offer_below = loaded.stop
 
     @property
     def next_token(self) -> int:
