@@ -212,6 +212,11 @@ class Life:
     def rest(self) -> None:
         """Nothing runs any more: everything must have been given back."""
         engine = self.engine
+        for _ in range(STEPS_MAX):  # nobody disturbs them any more
+            if not (engine.waiting or engine.running or engine.loading):
+                break
+            self.time.background.run()
+            self._step()
         hanging = [r.request_id for r in engine.all if not r.ended]
         assert not hanging, f"{hanging} hang"
         engine.ranks.hurry()
