@@ -27,6 +27,7 @@ class HookedEngine(ToyEngine):
         self.workers: list[Any] = [hooks(worker, self) for worker in self.workers]
         if nearby:
             side.worker_nearby = self.workers[0].side
+            side.worker_nearby.is_asked_nearby = True
         self.on_the_way: deque[Any] = deque([None] * acks_late)
 
         self.tainted: dict[str, Request] = {}
@@ -157,7 +158,7 @@ class WorkerHooks(Hooks):
         self.hooks.clear_connector_metadata()
         return bad
 
-    def take_acks(self) -> Any:
+    def take_step_acks(self) -> Any:
         answer = self.hooks.build_connector_worker_meta()
         return None if answer is None else answer.acks
 

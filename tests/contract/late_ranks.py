@@ -137,8 +137,8 @@ class Ranks:
             received, failed = worker.take_received(self._failed_as_blocks)
             step.received += received
             step.failed |= set() if self._failed_as_blocks else failed
-            acks = worker.take_acks()
             step.bad |= worker.take_bad_blocks()
+            acks = worker.take_step_acks()
             if acks is not None and step.acks is not None:
                 step.acks.merge(acks)
             elif acks is not None:

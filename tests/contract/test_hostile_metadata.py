@@ -104,7 +104,7 @@ def test_garbage_orders_touch_nothing_else(soak: Soak) -> None:
                 received, failed = hooks.take_received()
                 assert failed <= received
                 hooks.take_bad_blocks()
-                hooks.take_acks()
+                hooks.take_step_acks()
             hooks.hooks.handle_preemptions(source.choice((None, 5, "metadata", object())))
             hooks.hooks.shutdown()
         for layer in memory:

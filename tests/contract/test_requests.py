@@ -1,6 +1,7 @@
 """The life of requests, driven through both sides without vLLM: what is stored, found, loaded, and never mixed up."""
 
 import random
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -248,7 +249,7 @@ def test_a_store_waits_for_the_answer_of_a_load_that_it_may_have_read() -> None:
     worker, ledger = engine.workers[0], engine.scheduler._ledger
     ledger.open_load = lambda *_: 1 / 0
     engine.scheduler.admit = swallowing(engine.scheduler)
-    take, withheld = worker.take_acks, [WorkerAcks()]
+    take, withheld = worker.take_step_acks, [WorkerAcks()]
 
     def loads_a_step_late() -> WorkerAcks | None:
         acks, late = take() or WorkerAcks(), withheld.pop()
@@ -256,7 +257,7 @@ def test_a_store_waits_for_the_answer_of_a_load_that_it_may_have_read() -> None:
         acks.merge(late)
         return acks
 
-    worker.take_acks = loads_a_step_late
+    worker.take_step_acks = loads_a_step_late
     engine.run(Request("second", prompt(1, 40) + prompt(2, 16)))
     del ledger.open_load
     engine.run(Request("third", prompt(1, 40) + prompt(2, 16)))
@@ -418,3 +419,31 @@ def test_a_nearby_worker_is_asked_before_a_step_is_planned() -> None:
     first = Request("first", prompt(1, 8), max_tokens=14)
     engine.run(first)
     assert second(engine, [*first.all_token_ids, 7, 7, 7]).cached_tokens == 20
+
+
+def test_a_nearby_worker_leaves_to_outputs_only_what_vllm_is_told_with_them() -> None:
+    engine = ToyEngine()
+    worker = engine.scheduler.worker_nearby = engine.workers[0]
+    worker.is_asked_nearby = True
+    asked, output = worker.take_acks, worker.take_step_acks
+    told: list[tuple[str, bool]] = []
+
+    def noting(way: str, take: Callable[[], WorkerAcks | None]) -> Callable[[], WorkerAcks | None]:
+        def noted() -> WorkerAcks | None:
+            acks = take()
+            told.extend((way, bool(result.failed)) for result in (acks.jobs if acks else {}).values())
+            return acks
+
+        return noted
+
+    worker.take_acks, worker.take_step_acks = noting("asked", asked), noting("output", output)
+    engine.run(Request("first", prompt(1, 31)))
+    engine.assert_idle()
+    assert set(told) == {("asked", False)}
+    told.clear()
+    worker._mover = Broken(worker._mover, "load")
+    engine.run(Request("second", prompt(1, 31)))
+    engine.assert_idle()
+    assert told[0] == ("output", True)
+    assert set(told[1:]) == {("asked", False)}, "what was lost is stored again"
+    assert engine.wrong == 0

@@ -313,7 +313,8 @@ class ToyEngine:
         for request_id in received:
             self.received[request_id] = self.received.get(request_id, 0) + 1
         self.failed |= failed
-        return worker.take_acks(), worker.take_bad_blocks()
+        bad = worker.take_bad_blocks()
+        return worker.take_step_acks(), bad
 
     def _forward(self, rank: int, layer: int, request: Request, count: int, garbage: bool) -> None:
         tokens, done, kv = request.all_token_ids, request.num_computed_tokens, self.kv[rank][layer]

@@ -25,6 +25,10 @@ class Answers:
         self._early: set[int] = set()
         """Asynchronous loads told to vLLM as ended, shortly before they are."""
         self._results: dict[int, JobResult] = {}
+        self._failed_loads: dict[int, JobResult] = {}
+        """The scheduler side hears of them when vLLM does: until then vLLM computes from their blocks."""
+        self._told: dict[int, JobResult] = {}
+        """Those of which vLLM was told, with the answers of the step that is under way."""
         self._received: set[str] = set()
         self._failed: dict[str, Numbers] = {}
         self.bad_blocks: set[int] = set()
@@ -40,9 +44,10 @@ class Answers:
         if job not in self._open:
             return
         self._open.discard(job)
-        self._results[job] = replace(result)
         order, early = self._loads.pop(job, None), job in self._early
         self._early.discard(job)
+        failed_load = order is not None and result.failed
+        (self._failed_loads if failed_load else self._results)[job] = replace(result)
         if order is None:
             return
         if order.asynchronous and not early:
@@ -61,16 +66,18 @@ class Answers:
     def spoil(self, order: LoadOrder) -> None:
         """A load whose blocks were read too early counts as failed, however it ended."""
         self.bad_blocks.update(order.blocks.tolist())
-        self._results[order.job] = replace(FAILED)
+        self._results.pop(order.job, None)
+        self._failed_loads[order.job] = replace(FAILED)
 
     def rescued(self, order: LoadOrder) -> None:
         """A load that failed was made up for."""
+        del self._failed_loads[order.job]
         self._results[order.job] = replace(DONE)
         self.bad_blocks.difference_update(order.blocks.tolist())
 
     def has_failed(self, order: LoadOrder) -> bool:
-        """Whether it ended so since the last `take_results`."""
-        return bool(self._results.get(order.job, DONE).failed)
+        """Whether it ended so, and vLLM was not told of it."""
+        return order.job in self._failed_loads
 
     def load(self, job: int) -> LoadOrder | BrokenLoad | None:
         """The load of this name, unless it has ended."""
@@ -90,9 +97,13 @@ class Answers:
         """Of jobs that were begun elsewhere."""
         self._results.update(results)
 
-    def take_results(self) -> dict[int, JobResult]:
-        """What ended since the last call, by job."""
-        results, self._results = self._results, {}
+    def take_results(self, told: bool, others: bool) -> dict[int, JobResult]:
+        """What ended and was not taken, by job: loads that failed, once vLLM was `told` of them, and all `others`."""
+        results: dict[int, JobResult] = {}
+        if told:
+            results, self._told = self._told, {}
+        if others:
+            results, self._results = results | self._results, {}
         return results
 
     def take_received(self) -> tuple[set[str], dict[str, Numbers]]:
@@ -102,6 +113,8 @@ class Answers:
         return received, failed
 
     def take_bad_blocks(self) -> set[int]:
-        """Blocks that loads left bad since the last call, but for those told by `take_received`."""
+        """Blocks that loads left bad since the last call, but for those told by `take_received`, which comes before."""
         bad, self.bad_blocks = self.bad_blocks, set()
+        self._told |= self._failed_loads
+        self._failed_loads = {}
         return bad

@@ -129,7 +129,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: None)
     def build_connector_worker_meta(self) -> Any:
         """The worker's answers to its orders."""
-        acks = self._worker.take_acks() if self._worker is not None else None
+        acks = self._worker.take_step_acks() if self._worker is not None else None
         return None if acks is None else api.WorkerMetadata(acks)
 
     # ---- scheduler side ----------------------------------------------------------------------------------------------

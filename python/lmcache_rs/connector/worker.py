@@ -39,6 +39,8 @@ class WorkerSide:
         self._computing: StepOrders | None = None
         """Orders of which some layers were computed."""
         self.answers = Answers()
+        self.is_asked_nearby = False
+        """The scheduler side is in this process and asks for acknowledgements."""
 
     def attach(self, mover: Mover | None, layers: Mapping[str, int], tiers: TierWorker | None = None) -> None:
         """Take the mover of the KV caches (None: every job fails), its layers' numbers and the slower tiers."""
@@ -140,9 +142,21 @@ class WorkerSide:
         return self.answers.take_bad_blocks()
 
     def take_acks(self) -> WorkerAcks | None:
-        """What the scheduler side has not been told; None: nothing."""
-        self._poll()
-        results = self.answers.take_results()
+        """What the scheduler side may hear at any time and has not been told; None: nothing."""
+        return self._take_acks(of_step=False)
+
+    def take_step_acks(self) -> WorkerAcks | None:
+        """What goes with a step's output: loads that failed, and the rest unless the scheduler side asks by itself.
+
+        With overlapping steps an output is read late, also one of a step that computed nothing.
+        """
+        return self._take_acks(of_step=True)
+
+    def _take_acks(self, of_step: bool) -> WorkerAcks | None:
+        others = not (of_step and self.is_asked_nearby)
+        if others:
+            self._poll()
+        results = self.answers.take_results(of_step, others)
         if not results and not self._rows_unreported:
             return None
         rows = (self._mover.rows if self._mover is not None else 0) if self._rows_unreported else None

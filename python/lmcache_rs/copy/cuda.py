@@ -29,7 +29,11 @@ A quarter of it would cost 3 % of the bus.
 """
 
 LOAD_PARTS = (4, 4, 4, 3, 1)
-"""In such parts, by their shares of the bytes, comes a load by layers."""
+"""In such parts, by their shares of the bytes, comes a load by layers.
+
+What the forward computes after the last part is waited for: a small one costs a prompt of 10,000 tokens alone 1.4 ms less
+than four equal ones.
+"""
 
 STORE_PARTS = (1,) * 12
 """In so many parts go stores by layers: the last one has crossed the bus before a long forward ends."""
