@@ -9,7 +9,7 @@ class Nearby(Protocol):
     """What the scheduler side asks of it between two steps."""
 
     def take_acks(self) -> WorkerAcks | None:
-        """Its answers. They need not wait for a step's output, which with overlapping steps comes two steps late."""
+        """Its answers, but for failed loads, of which vLLM hears by a step's output: with overlapping steps that is late."""
 
     def drain(self) -> None:
         """Wait, for a bounded time, until no copy is in flight."""
