@@ -9,7 +9,7 @@ class Nearby(Protocol):
     """What the scheduler side asks of it between two steps."""
 
     def take_acks(self) -> WorkerAcks | None:
-        """Its answers, but for failed loads, of which vLLM hears by a step's output: with overlapping steps that is late."""
+        """Its answers, but for failed loads: of those vLLM hears by a step's output, which may come two steps late."""
 
     def drain(self) -> None:
         """Wait, for a bounded time, until no copy is in flight."""
