@@ -40,24 +40,23 @@ class Admission:
         """VLLM asks again, or the request is gone."""
         self._offers.pop(request_id, None)
 
-    def admit(self, step: int, record: Record, block_ids: list[int], tokens: int) -> list[LoadOrder]:
-        """Order the load of `tokens` tokens into the request's new blocks; 0: nothing is loaded. Returns new orders."""
+    def admit(self, step: int, record: Record, block_ids: list[int], tokens: int) -> LoadOrder | None:
+        """Order the load of `tokens` tokens into the request's new blocks; 0: nothing is loaded, None."""
         plan = record.plan
         record.awaits_load = tokens > 0 and plan is not None and plan.asynchronous
-        before, ordered = len(self._loads), False
+        order = None
         try:
             self._lookup.admit(record)
             if tokens:
                 if plan is None:
                     raise LookupError(f"{tokens} tokens are to be loaded that were not offered")
-                self._order(step, record, plan, block_ids, plan.num_computed + tokens)
-                ordered = True
-            return self._loads[before:]
+                order = self._order(step, record, plan, block_ids, plan.num_computed + tokens)
+            return order
         except BaseException:
             self._lookup.forget(record)
             raise
         finally:
-            if plan is not None and not ordered:
+            if plan is not None and order is None:
                 release_rows(plan)
 
     def break_promise(self, step: int, request_id: str, block_ids: list[int], tokens: int) -> None:
@@ -76,7 +75,9 @@ class Admission:
         self._loads, self._broken = [], []
         return taken
 
-    def _order(self, step: int, record: Record, plan: Plan, block_ids: list[int], end_tokens: int) -> None:
+    def _order(
+        self, step: int, record: Record, plan: Plan, block_ids: list[int], end_tokens: int
+    ) -> LoadOrder:
         first = plan.num_computed // self._groups.block_size
         blocks = self._groups.to_load(block_ids, first, end_tokens)
         rows = self._groups.rows(_slots(plan, first))[: len(blocks)]
@@ -87,6 +88,7 @@ class Admission:
         order = self._ledger.open_load(step, record, plan, first, pair, end_tokens)
         self._offers.pop(record.id, None)
         self._loads.append(order)
+        return order
 
 
 def _slots(plan: Plan, first: int) -> Numbers:

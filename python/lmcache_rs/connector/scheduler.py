@@ -158,9 +158,9 @@ class SchedulerSide:
         self._storing.admit(record)
         self._tiering.forget(record)
         self._turns.admit(record.id, bool(tokens and record.plan and record.plan.asynchronous))
-        loads = self._admission.admit(self._step, record, block_ids, tokens)
-        if self.worker_nearby is not None and any(load.asynchronous for load in loads):
-            self.worker_nearby.start_loads(StepOrders(loads))
+        load = self._admission.admit(self._step, record, block_ids, tokens)
+        if self.worker_nearby is not None and load is not None and load.asynchronous:
+            self.worker_nearby.start_loads(StepOrders([load]))
 
     def break_promise(self, request_id: str, block_ids: list[int], tokens: int) -> None:
         """What vLLM allocated blocks for and is not ordered ends as a failed load."""
