@@ -27,7 +27,6 @@ class HookedEngine(ToyEngine):
         self.workers: list[Any] = [hooks(worker, self) for worker in self.workers]
         if nearby:
             side.worker_nearby = self.workers[0].side
-            side.worker_nearby.is_asked_nearby = True
         self.on_the_way: deque[Any] = deque([None] * acks_late)
 
         self.tainted: dict[str, Request] = {}

@@ -52,7 +52,6 @@ class RandomEngine(OperatedEngine):
         side.bind_block_pool(self.pool)
         if shape.nearby and shape.ranks == 1:
             side.worker_nearby = self.ranks.workers[0]
-            side.worker_nearby.is_asked_nearby = True
         if shape.layered:
             side._lookup._rules = dataclasses.replace(side._lookup._rules, layered_bytes_min=1)
         side._storing._planner.plan = self._failing(side._storing._planner.plan)

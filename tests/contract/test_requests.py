@@ -424,7 +424,6 @@ def test_a_nearby_worker_is_asked_before_a_step_is_planned() -> None:
 def test_a_nearby_worker_leaves_to_outputs_only_what_vllm_is_told_with_them() -> None:
     engine = ToyEngine()
     worker = engine.scheduler.worker_nearby = engine.workers[0]
-    worker.is_asked_nearby = True
     asked, output = worker.take_acks, worker.take_step_acks
     told: list[tuple[str, bool]] = []
 

@@ -193,9 +193,8 @@ def _introduce(sides: Sides, engine_id: str) -> None:
     if sides.worker is not None:
         _workers_nearby[engine_id] = sides.worker
     elif sides.scheduler is not None and sides.scheduler.ranks == 1:
-        worker = sides.scheduler.worker_nearby = _workers_nearby.pop(engine_id, None)
-        if worker is not None:
-            worker.is_asked_nearby = True
+        worker = _workers_nearby.pop(engine_id, None)
+        sides.scheduler.worker_nearby = worker
 
 
 def _set_failure_policy(transfer: Any, config: Config) -> None:

@@ -39,7 +39,7 @@ class WorkerSide:
         self._computing: StepOrders | None = None
         """Orders of which some layers were computed."""
         self.answers = Answers()
-        self.is_asked_nearby = False
+        self._is_asked = False
         """The scheduler side is in this process and asks for acknowledgements."""
 
     def attach(self, mover: Mover | None, layers: Mapping[str, int], tiers: TierWorker | None = None) -> None:
@@ -143,6 +143,7 @@ class WorkerSide:
 
     def take_acks(self) -> WorkerAcks | None:
         """What the scheduler side may hear at any time and has not been told; None: nothing."""
+        self._is_asked = True
         return self._take_acks(of_step=False)
 
     def take_step_acks(self) -> WorkerAcks | None:
@@ -153,7 +154,7 @@ class WorkerSide:
         return self._take_acks(of_step=True)
 
     def _take_acks(self, of_step: bool) -> WorkerAcks | None:
-        others = not (of_step and self.is_asked_nearby)
+        others = not (of_step and self._is_asked)
         if others:
             self._poll()
         results = self.answers.take_results(of_step, others)
