@@ -26,6 +26,7 @@ CALLS = {
         "take_received",
         "take_bad_blocks",
         "take_acks",
+        "take_step_acks",
     ],
 }
 FAULTS: list[dict[str, Any]] = [
@@ -42,6 +43,12 @@ FAILED_LOADS = 8
 """As many as turn the cache off."""
 
 
+def provoke(fault: dict[str, Any]) -> Steps:
+    """The fault, and what makes the engine call it: here an output has answers only of loads that failed."""
+    failed_load: Steps = [("fail_loads", {"count": 1})] if fault["call"] == "acknowledge" else []
+    return [("fault", fault), *failed_load]
+
+
 def test_every_hook_fails_in_turn(run_scenario: Callable[..., Run]) -> None:
     """Short loads hold the step and long ones do not, so each fault meets one of each kind."""
     steps: Steps = [
@@ -50,7 +57,7 @@ def test_every_hook_fails_in_turn(run_scenario: Callable[..., Run]) -> None:
         ("settle", {}),
     ]
     for fault, new in zip(FAULTS, NEW, strict=True):
-        steps += [("fault", fault), generate(STORED_LONG, STORED_SHORT, new, max_tokens=4), ("settle", {})]
+        steps += [*provoke(fault), generate(STORED_LONG, STORED_SHORT, new, max_tokens=4), ("settle", {})]
     steps += [("faults_left", {}), generate(STORED_LONG, STORED_SHORT, max_tokens=4), ("stats", {})]
     # From here on every load fails, until the cache turns itself off.
     steps += [("fault", FAULTS[0]), generate([[3, 9]], max_tokens=1), ("fail_loads", {"count": FAILED_LOADS})]
