@@ -86,7 +86,7 @@ def print_figures(
                 if values
                 else "failed"
             )
-        print(f"{name:42}" + "".join(f"{cell:>28}" for cell in cells))
+        print(f"{name:42}" + "".join(f"{cell:>30}" for cell in cells))
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def main() -> None:
     import vllm
 
     print(f"\n{torch.cuda.get_device_name()}, vLLM {vllm.__version__}, torch {torch.__version__}")
-    print(f"{'median (least to most)':42}" + "".join(f"{mode:>28}" for mode in modes))
+    print(f"{'median (least to most)':42}" + "".join(f"{mode:>30}" for mode in modes))
     print_figures(ENGINE_FIGURES, results)
     if options.only_start:
         return
@@ -120,7 +120,7 @@ def main() -> None:
     floor = PROMPTS * (TOKENS + 1) * KV_BYTES_PER_TOKEN / speed / 1e9
     print_figures(FIGURES, results)
     same = [all(r["same"] for r in processes) for processes in results.values()]
-    print(f"{'same first tokens in every run':42}" + "".join(f"{'yes' if s else 'NO':>28}" for s in same))
+    print(f"{'same first tokens in every run':42}" + "".join(f"{'yes' if s else 'NO':>30}" for s in same))
     print(
         f"pinned copy to the card {speed:.1f} GB/s; floor of a warm run {floor:.3f} s of copying and one step"
     )
