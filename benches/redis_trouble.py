@@ -80,7 +80,7 @@ class Client:
             tier.queue.close(1.0)
 
 
-def ended(tier: OpenTier, count: int) -> list[tuple[int, int, str | None, int | bytes, float]]:
+def ended(tier: OpenTier, count: int) -> list[tuple[int, int, str | None, int | bytes | str, float]]:
     """So many ends."""
     ends, deadline = list(tier.queue.poll()), time.monotonic() + ANSWER_S_MAX
     while len(ends) < count:

@@ -434,6 +434,8 @@ class Tier:
         """Values in the Redis at `url` (redis, resp, valkey, rediss, unix, redis-sentinel or redis-cluster), `prefix`
         in front of every name, for `ttl_s` seconds (None: until Redis evicts them). One operation on one chunk takes
         `timeout_s` seconds at most."""
+    def check(self) -> None:
+        """Reach it, and make its directories. Raises TierError with the reason and its cause if that fails. Blocks."""
     def reset(self) -> None:
         """Forget every value of the namespace, of all ranks and for all processes. Raises TierError with the reason and
         its cause when that failed; this process finds nothing here then until it was done. Blocks."""
@@ -477,10 +479,11 @@ class TierQueue:
         refused, those that were not begun are too. The rows of a refused chunk hold anything. Raises as `store`."""
     def find(self, job: int, keys: bytes) -> None:
         """Search for chunks, before all loads. They may be gone, or be refused, when they are loaded."""
-    def poll(self) -> list[tuple[int, int, str | None, int | bytes, float]]:
+    def poll(self) -> list[tuple[int, int, str | None, int | bytes | str, float]]:
         """What ended since the last call, each once: (job, chunk's number in its job, None or the reason of the
         refusal, value, seconds from submission to end). The value is the bytes moved, 0 when the chunk was there
-        already; that of a search is a byte of 0 or 1 for each key, b"" when it was refused.
+        already; that of a search is a byte of 0 or 1 for each key; that of what was refused is its cause, "" where the
+        reason says all.
 
         Reasons: absent, truncated, corrupt, foreign, newer, io_error, no_space, quota, denied, locked, paused (failed
         a moment ago), queue_full, in_flight (the same key is being stored), late, prefix_broken (an earlier chunk of

@@ -30,7 +30,6 @@ VALUES = {
     "enable_async_loading": (False, False),
     "priority_limit": (-3, -3),
     "force_skip_save": (True, True),
-    "lmcache_instance_id": ("engine-7", "engine-7"),
     "extra_config": ({"disk_io_threads": 4}, {"disk_io_threads": 4}),
     "kv_load_failure_policy": ("FAIL", "fail"),
     "pin": ("require", "require"),
@@ -138,11 +137,20 @@ def test_names_without_prefix_in_extra_config():
         "skip_last_n_tokens": 2,
         "use_native": True,
         "chunk_size": 1,
+        "lmcache_local_cpu": False,
+        "somebody_elses": 4,
         5: 6,
     }
     config = load_config(extra, {})
     assert (config.discard_partial_chunks, config.skip_last_n_tokens, config.chunk_size) == (True, 2, 256)
-    assert texts(config) == ["use_native (in kv_connector_extra_config) is ignored: there is one connector"]
+    assert sorted(texts(config)) == [
+        f"{name} (in kv_connector_extra_config) {text}"
+        for name, text in (
+            ("chunk_size", "is unknown and has no effect; did you mean lmcache.chunk_size?"),
+            ("lmcache_local_cpu", "is unknown and has no effect; did you mean lmcache.local_cpu?"),
+            ("use_native", "is ignored: there is one connector"),
+        )
+    ]
     both = {"lmcache.skip_last_n_tokens": 3, "skip_last_n_tokens": 2}
     assert load_config(both, {}).skip_last_n_tokens == 3
 
@@ -164,12 +172,10 @@ def test_describe_is_one_line_of_what_is_not_default():
     extra = {
         "lmcache.max_local_cpu_size": "20GiB",
         "lmcache.extra_config": {"password": "hunter2", "use_odirect": True},
-        "lmcache.lmcache_instance_id": "a\nb",
+        "lmcache.redis_key_prefix": "a\nb",
         "lmcache.chunk_size": 256,
     }
-    expected = (
-        r"max_local_cpu_size=20 GiB, lmcache_instance_id='a\nb', extra_config={'password', 'use_odirect'}"
-    )
+    expected = r"max_local_cpu_size=20 GiB, extra_config={'password', 'use_odirect'}, redis_key_prefix='a\nb'"
     config = load_config(extra, {})
     assert config.describe() == expected
     assert repr(config) == f"Config({expected})"

@@ -99,11 +99,17 @@ def test_encoder_cache_settings(tmp_path):
     [
         (
             {"LMCACHE_MAX_CPU_SIZE": "5"},
-            "LMCACHE_MAX_CPU_SIZE is unknown: did you mean LMCACHE_MAX_LOCAL_CPU_SIZE?",
+            "LMCACHE_MAX_CPU_SIZE is unknown and has no effect; did you mean LMCACHE_MAX_LOCAL_CPU_SIZE?",
         ),
-        ({"LMCACHE_LOGLEVEL": "x"}, "LMCACHE_LOGLEVEL is unknown: did you mean LMCACHE_LOG_LEVEL?"),
-        ({"LMCACHE_Chunk_Size": "5"}, "LMCACHE_Chunk_Size is unknown: did you mean LMCACHE_CHUNK_SIZE?"),
-        ({"LMCACHE_QQQQQQQQQ": "5"}, "LMCACHE_QQQQQQQQQ is unknown: it has no effect"),
+        (
+            {"LMCACHE_LOGLEVEL": "x"},
+            "LMCACHE_LOGLEVEL is unknown and has no effect; did you mean LMCACHE_LOG_LEVEL?",
+        ),
+        (
+            {"LMCACHE_Chunk_Size": "5"},
+            "LMCACHE_Chunk_Size is unknown and has no effect; did you mean LMCACHE_CHUNK_SIZE?",
+        ),
+        ({"LMCACHE_QQQQQQQQQ": "5"}, "LMCACHE_QQQQQQQQQ is unknown and has no effect"),
     ],
 )
 def test_unknown_variable_is_named_with_the_nearest(environ, expected):
@@ -115,9 +121,10 @@ def test_unknown_keys_are_named_with_the_nearest(tmp_path):
     config = load_config({"lmcache.chunksize": 1}, environ)
     path = tmp_path / "lmcache_config.yaml"
     assert texts(config, logging.WARNING) == [
-        f"chunk-size (in {path}) is unknown: did you mean chunk_size?",
-        "lmcache.chunksize (in kv_connector_extra_config) is unknown: did you mean lmcache.chunk_size?",
-        "extra_config.use_odirec is unknown: did you mean extra_config.use_odirect?",
+        f"chunk-size (in {path}) is unknown and has no effect; did you mean chunk_size?",
+        "lmcache.chunksize (in kv_connector_extra_config) is unknown and has no effect; "
+        "did you mean lmcache.chunk_size?",
+        "extra_config.use_odirec is unknown and has no effect; did you mean extra_config.use_odirect?",
     ]
     assert config.chunk_size == 256
 

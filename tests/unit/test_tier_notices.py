@@ -10,6 +10,7 @@ import pytest
 import lmcache_rs
 from lmcache_rs.config import load_config
 from lmcache_rs.config.remote import shown
+from lmcache_rs.connector.tier_check import check_in_background
 from lmcache_rs.connector.tiers import describe, open_tiers
 from lmcache_rs.connector.troubles import QUIET_S, Troubles
 
@@ -56,12 +57,18 @@ def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
 
 def test_a_trouble_is_told_once_in_a_while(heard: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    troubles = Troubles(lambda: now[0])
+    troubles = Troubles("Looking for KV", lambda: now[0])
     for refusal in ("absent", "late", "late", "paused", "io_error"):
         troubles.note("redis", refusal)
-    troubles.note("disk", "late")
+    troubles.note("disk", "denied", "/mnt/usage: Permission denied")
     assert len(heard.messages) == 3
-    assert "KV on redis is not used: it did not answer in time" in heard.messages[0]
+    assert heard.messages[0].startswith(
+        "Looking for KV on redis fails: it did not answer in time. Requests go on"
+    )
+    assert (
+        "on disk fails: permission is missing, or it is read-only (/mnt/usage: Permission denied)."
+        in heard.text
+    )
     now[0] = QUIET_S
     troubles.note("redis", "late")
     assert len(heard.messages) == 4
@@ -72,7 +79,7 @@ def test_a_trouble_is_told_once_in_a_while(heard: pytest.LogCaptureFixture) -> N
 def test_a_tier_that_is_back_is_told_of_once(
     refusal: str, back: bool, answer: str | None, heard: pytest.LogCaptureFixture
 ) -> None:
-    troubles = Troubles(lambda: 0.0)
+    troubles = Troubles("Looking for KV", lambda: 0.0)
     for noted in (None, refusal, answer, answer):
         troubles.note("redis", noted)
     troubles.note("disk", None)
@@ -81,13 +88,27 @@ def test_a_tier_that_is_back_is_told_of_once(
     assert not any("disk" in message for message in heard.messages)
 
 
+def test_a_tier_that_cannot_be_used_is_told_of_at_the_start(
+    tmp_path: Path, heard: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path, size in ((tmp_path / "file", 1), (tmp_path / "huge", 2**20), (tmp_path / "right", 1e-6)):
+        extra = {"lmcache.local_disk": str(path), "lmcache.max_local_disk_size": size}
+        config = load_config(extra, environ={})
+        for thread in check_in_background(config, open_tiers(config, 0, 1, bytes(32), searching=True)):
+            thread.join(60)
+    first, second = heard.messages
+    assert first.startswith(f"KV cannot be kept on disk now: io_error ({tmp_path}/file/lmcache_rs-1/usage: ")
+    assert second.startswith(f"max_local_disk_size: 1024 TiB for {tmp_path}/huge, whose file system has ")
+
+
 @pytest.mark.vllm
 def test_every_count_has_a_metric() -> None:
     from lmcache_rs.connector.metrics import COUNTERS, GAUGES, LABELLED
 
     sources = (Path(lmcache_rs.__file__).parent / "connector").glob("*.py")
     text = "\n".join(path.read_text() for path in sources)
-    counted = re.findall(r'ounters\.(?:add|set)\(\s*f?"([a-z_]+(?::[{}a-z_.]+)?)"', text)
+    counted = re.findall(r'ounters\.(?:add|set)\(\s*f?"([a-z_]+(?::[{}a-z_.:]+)?)"', text)
     assert {"lookups", "tier_lookups", "search_timeouts"} <= set(counted)
     known = COUNTERS.keys() | GAUGES.keys()
     tiers = ("disk", "redis")

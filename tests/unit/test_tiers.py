@@ -57,6 +57,7 @@ def drained(queue: TierQueue) -> Told:
     for job, index, reason, value, seconds in queue.poll():
         assert seconds >= 0
         assert (job, index) not in ended
+        assert isinstance(value, str) == (reason is not None)
         ended[job, index] = (reason, value)
     assert queue.poll() == []
     return ended
@@ -118,13 +119,13 @@ def test_what_is_not_there_is_refused_and_counted(tmp_path: Path, pool: HostPool
     queue = TierQueue(disk(tmp_path), 1, 100, 100, 60.0)
     queue.load(1, pool, keys(1, 2), u32(0, 1), u32(1, 1), u32(0, 1))
     queue.find(2, keys(1))
-    assert drained(queue) == {(1, 0): ("absent", 0), (1, 1): ("prefix_broken", 0), (2, 0): (None, b"\0")}
+    assert drained(queue) == {(1, 0): ("absent", ""), (1, 1): ("prefix_broken", ""), (2, 0): (None, b"\0")}
     full = TierQueue(disk(tmp_path), 1, 0, 0, 60.0)
     full.store(1, pool, keys(1), u32(0), u32(1), u32(0))
     full.load(2, pool, keys(1), u32(0), u32(1), u32(0))
     full.find(3, keys(1))
     refused = "queue_full"
-    assert drained(full) == {(1, 0): (refused, 0), (2, 0): (refused, 0), (3, 0): (refused, b"")}
+    assert drained(full) == {(n, 0): (refused, "") for n in (1, 2, 3)}
     counters = {name: count for name, count in queue.counters().items() if count}
     assert counters == {"load_refused:absent": 1, "load_refused:prefix_broken": 1, "finds": 1}
     counters = {name: count for name, count in full.counters().items() if count}
@@ -141,7 +142,7 @@ def test_a_flipped_byte_is_refused(tmp_path: Path, pool: HostPool) -> None:
     value[-4000] ^= 1
     file.write_bytes(value)
     queue.load(2, pool, keys(1), u32(0), u32(2), u32(2, 3))
-    assert drained(queue) == {(2, 0): ("corrupt", 0)}
+    assert drained(queue) == {(2, 0): ("corrupt", str(file))}
     assert queue.counters()["load_refused:corrupt"] == 1
     assert queue.counters()["loaded_chunks"] == 0
 
@@ -153,9 +154,8 @@ def test_another_namespace_or_secret_finds_nothing(tmp_path: Path, pool: HostPoo
     for other in (disk(tmp_path, tier_namespace([])), disk(tmp_path, secret=b"s")):
         queue = queue_of(other)
         queue.load(1, pool, keys(1), u32(0), u32(1), u32(0))
-        ((reason, value),) = drained(queue).values()
+        ((reason, _),) = drained(queue).values()
         assert reason is not None
-        assert value == 0
     both = queue_of(Tier.disk(NAMESPACE, 1, 2, None, [(str(tmp_path), 1 << 30)]))
     both.find(1, keys(1))
     assert drained(both) == {(1, 0): (None, b"\0")}
@@ -170,7 +170,9 @@ def test_a_reset_forgets(tmp_path: Path, pool: HostPool) -> None:
     tier.reset()
     queue.find(2, keys(1))
     queue.load(3, pool, keys(1), u32(0), u32(1), u32(0))
-    assert drained(queue) == {(2, 0): (None, b"\0"), (3, 0): ("absent", 0)}
+    ended = drained(queue)
+    assert ended[2, 0] == (None, b"\0")
+    assert ended[3, 0][0] == "absent"
 
 
 def test_a_reset_that_fails_says_why(tmp_path: Path) -> None:
@@ -239,6 +241,14 @@ def test_a_closed_queue_says_so(tmp_path: Path) -> None:
     assert queue.counters()["finds"] == 0
 
 
+def test_a_check_makes_the_directories_or_says_why_not(tmp_path: Path) -> None:
+    disk(tmp_path / "new").check()
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(errors.TierError, match=r"io_error \(.*file/lmcache_rs-1.*Not a directory"):
+        disk(tmp_path / "file").check()
+
+
 def redis(url: str) -> Tier:
     return Tier.redis(NAMESPACE, 0, 1, b"secret", url, "test:", None, 0.2)
 
@@ -255,7 +265,9 @@ def test_a_redis_that_is_not_there_costs_misses(pool: HostPool) -> None:
         ended = drained(queue)
         assert set(ended) == {(1, 0), (2, 0), (3, 0)}
         assert {reason for reason, _ in ended.values()} <= {"io_error", "late", "paused"}
-        assert [value for _, value in ended.values()].count(b"") == 1
+        assert "127.0.0.1:" in ended[1, 0][1]
+        with pytest.raises(errors.TierError, match=r"Connection refused|late|paused"):
+            redis(f"redis://127.0.0.1:{nobody.getsockname()[1]}").check()
         with pytest.raises(errors.TierError) as raised:
             tier.reset()
     words = f"{raised.value!r} {raised.value} {tier!r} {queue!r} {queue.counters()}"

@@ -72,7 +72,7 @@ def test_disk(
     assert stats["loads_as_fetched"] == 2, "they began before all had come"
     assert stats["fetched_chunks:disk"] == 2 * CHUNKS
     assert stats["failed_fetches:disk"] > 0
-    refusals = {name: count for name, count in stats.items() if name.startswith("tier_refusals:disk_load_")}
+    refusals = {name: count for name, count in stats.items() if name.startswith("tier_refusals:disk:load:")}
     assert refusals, stats
     assert len(re.findall(r"Fetched 3 of 3 chunks from disk for request \d: ", second.log)) == 2
 
@@ -145,6 +145,6 @@ def test_redis(
     assert third.tokens() == [[*right_a, *right_b, *right_c], right_b, a_and_c, right_a, a_and_c, right_a]
     stats = third.results[12]
     assert not [name for name in stats if name.startswith("errors")]
-    assert any(name.startswith("tier_refusals:redis_find_") for name in stats), stats
-    assert "KV on redis is not used: it failed or cannot be reached." in third.log
+    assert any(name.startswith("tier_refusals:redis:find:") for name in stats), stats
+    assert "Looking for KV on redis fails: it failed or cannot be reached (" in third.log
     assert redis_server.password not in "".join(run.log for run in (first, second, third))

@@ -11,11 +11,13 @@ _DONE, _YET, _IGNORED, _NO = Status.HONOURED, Status.NOT_YET, Status.IGNORED, St
 _SAME = "The same as `{}`, which wins."
 _LOGIN = "For a `remote_url` without a login."
 _CONNECTIONS = "a connection is opened where a thread needs one: see `tier_threads`"
-_TIMEOUT = "`blocking_timeout_secs` is the one limit"
+_TIMEOUT = "loads wait `blocking_timeout_secs` at most, lookups 0.25 s, connecting takes 2 s at most"
 _HEALTH = "a server that fails rests for a second and is tried again; what it has is computed meanwhile"
 _NUMA = "NUMA placement comes in a later version"
 _USAGE = "details in responses come in a later version"
-_LOOKUP = "the index is in the scheduler's own process, a lookup waits for nobody"
+_LOOKUP = (
+    "the index is in the scheduler's own process: a lookup waits for nobody in RAM, 0.25 s for disk or Redis"
+)
 _RANKS = "every rank keeps its own part"
 _POOL = "the pool's memory is private and aligned to 4 KiB"
 _API = "there is no HTTP server; metrics are on vLLM's /metrics"
@@ -79,7 +81,7 @@ EXTRA_CONFIG_KEYS: tuple[Key, ...] = (
     Key("local_cpu.pinned_align_bytes", _ANY, None, _IGNORED, _POOL),
     Key("shm_name", _T, None, _IGNORED, _POOL),
     Key("shared_memory_name", _T, None, _IGNORED, _POOL),
-    Key("histogram_bucket_*", _ANY, None, _IGNORED, "the metrics have fixed buckets"),
+    Key("histogram_bucket_*", _ANY, None, _IGNORED, "there are no histograms, only counters and gauges"),
     Key("chunk_statistics_*", _ANY, None, _NO, "chunk statistics are not kept"),
     Key("internal_api_server_*", _ANY, None, _NO, _API),
     Key("kv_msg_batch_*", _ANY, None, _NO, _CONTROLLER),
@@ -135,7 +137,13 @@ VARIABLES: tuple[Key, ...] = (
         _DONE,
         "Be LMCacheConnectorV1 although a real LMCache is installed.",
     ),
-    Key("LMCACHE_LOG_LEVEL", _T, "INFO", _DONE, "DEBUG, INFO, WARNING, ERROR or CRITICAL."),
+    Key(
+        "LMCACHE_LOG_LEVEL",
+        _T,
+        "INFO",
+        _DONE,
+        "DEBUG, INFO, WARNING, ERROR or CRITICAL; INFO is used for anything else.",
+    ),
     Key("LMCACHE_DISABLE_BANNER", _ANY, None, _IGNORED, "there is no banner"),
     Key("LMCACHE_TRACK_USAGE", _ANY, None, _IGNORED, _SILENT),
     Key("LMCACHE_USAGE_TRACK_*", _ANY, None, _IGNORED, _SILENT),

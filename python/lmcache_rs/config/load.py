@@ -20,6 +20,7 @@ from lmcache_rs.errors import ConfigError
 FILE_VARIABLE = "LMCACHE_CONFIG_FILE"
 _FILE_BYTES_MAX = 2**20
 _UNKNOWN_MAX = 20  # lines about unknown settings
+_LIKENESS_MIN = 0.7  # of an unknown name to the one that is proposed for it, see `difflib`
 _VARIABLE_PREFIX = "LMCACHE_"
 EXTRA_PREFIX = "lmcache."
 
@@ -140,6 +141,8 @@ def _from_extra(extra: Mapping[str, Any]) -> Iterator[_Setting]:
             yield _Setting(_lookup(name), extra[name], name, place)
         elif (key := find(extras.UNPREFIXED_KEYS, name)) is not None:
             yield _Setting(key, extra[name], name, place)
+        elif (short := name.removeprefix("lmcache_")) in _known():
+            yield _Setting(None, extra[name], name, place, (f"{EXTRA_PREFIX}{short}",))
     choices = tuple(f"{EXTRA_PREFIX}{known}" for known in _known())
     for name in names:
         if name.startswith(EXTRA_PREFIX):
@@ -184,10 +187,11 @@ def _notices(settings: Iterable[tuple[_Setting, Any]]) -> Iterator[Notice]:
 
 def _unknown_notice(setting: _Setting) -> Notice:
     written = shown(setting.written)[1:-1]
-    lower = {name.lower(): name for name in setting.choices}
-    near = difflib.get_close_matches(written.lower(), lower, n=1)
-    advice = f"did you mean {lower[near[0]]}?" if near else "it has no effect"
-    return Notice(logging.WARNING, f"{written}{setting.place} is unknown: {advice}")
+    lower = {name.lower(): name for name in setting.choices if "*" not in name}
+    least = _LIKENESS_MIN if len(lower) > 1 else 0.0
+    near = difflib.get_close_matches(written.lower(), lower, n=1, cutoff=least)
+    advice = f"; did you mean {lower[near[0]]}?" if near else ""
+    return Notice(logging.WARNING, f"{written}{setting.place} is unknown and has no effect{advice}")
 
 
 def _known_notice(setting: _Setting, key: Key, value: Any) -> Notice | None:
@@ -213,9 +217,6 @@ def _caveats(chosen: dict[str, Any]) -> list[Notice]:
     if (policy := chosen.get("cache_policy", "LRU")) != "LRU":
         chosen["cache_policy"] = "LRU"
         notes.append(Notice(logging.WARNING, f"cache_policy {policy} is not supported yet: LRU is used"))
-    if not chosen.get("local_cpu", True):
-        text = "local_cpu is false, and every other tier works through RAM: nothing will be stored"
-        notes.append(Notice(logging.WARNING, text))
     return notes
 
 
@@ -233,4 +234,12 @@ def _tiers(chosen: dict[str, Any], spelled: Mapping[str, Any]) -> list[Notice]:
     elif size and not directories:
         text = "max_local_disk_size is set and local_disk is not: nothing will be kept on disk"
         notes.append(Notice(logging.WARNING, text))
+    if not chosen.get("local_cpu", True):
+        beside = (directories and size) or chosen.get("remote_url")
+        text = (
+            "KV is kept in RAM all the same, on its way to other tiers"
+            if beside
+            else "nothing will be stored"
+        )
+        notes.append(Notice(logging.WARNING, f"local_cpu is false: {text}"))
     return notes

@@ -23,7 +23,9 @@ class Config(TierSettings):
         v.tokens(1),
         "Tokens in a chunk, the unit of disk and Redis objects. Hits in RAM end at any block.",
     )
-    local_cpu: bool = setting(True, v.boolean(), "Keep KV in RAM. False keeps nothing there.")
+    local_cpu: bool = setting(
+        True, v.boolean(), "Keep KV in RAM. With a disk or Redis it is kept there in any case, on its way."
+    )
     max_local_cpu_bytes: int = setting(
         5 * v.GIB, v.size(), "RAM for KV, per rank.", name="max_local_cpu_size"
     )
@@ -72,9 +74,6 @@ class Config(TierSettings):
         "Store nothing, from any request.",
         differs="false; and LMCache takes every value but the empty one for true, 0 as well",
     )
-    lmcache_instance_id: str | None = setting(
-        None, v.optional(v.text()), "A name for this engine in lines and metrics."
-    )
     extra_config: dict[str, Any] = field(
         default_factory=dict,
         metadata={"key": Key("extra_config", v.mapping(), {}, Status.HONOURED, "More settings, see below.")},
@@ -90,14 +89,14 @@ class Config(TierSettings):
         None,
         v.optional(v.size(zero=True)),
         "Loads of up to this size, or of a request that is alone, are made between two steps, which is quicker; "
-        "0: none is; none: lmcache_rs chooses.",
+        "0: none is; none: 256 MiB on the CPU, 32 MiB on a GPU.",
         name="sync_load_max_size",
         ours=True,
     )
     copy_threads: int | None = setting(
         None,
         v.optional(v.integer(1, 256)),
-        "Threads that copy KV on the CPU; none: lmcache_rs chooses.",
+        "Threads that copy KV on the CPU; none: one for two cores, 4 at most.",
         ours=True,
     )
     pin: Literal["require", "prefer", "off"] = setting(
@@ -109,7 +108,7 @@ class Config(TierSettings):
     prefault_threads: int = setting(
         1,
         v.integer(0, 256),
-        "Threads that touch the RAM after the start; 0 touches it on first use.",
+        "Threads that touch the RAM after the start; 0 touches it on first use. One touches what is pinned.",
         ours=True,
     )
     pending_timeout_ms: float = setting(

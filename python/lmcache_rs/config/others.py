@@ -15,7 +15,9 @@ _YET, _IGNORED, _NO = Status.NOT_YET, Status.IGNORED, Status.NOT_PLANNED
 
 _NUMA = "NUMA placement comes in a later version"
 _EVENTS = "KV events come in a later version"
-_LOOKUP = "the index is in the scheduler's own process, a lookup waits for nobody"
+_LOOKUP = (
+    "the index is in the scheduler's own process: a lookup waits for nobody in RAM, 0.25 s for disk or Redis"
+)
 _LAZY = "RAM is always taken as it is needed"
 _PINS = "what is kept for a request is let go when the request ends, with no timer"
 _API = "there is no HTTP server; metrics are on vLLM's /metrics"
@@ -51,6 +53,13 @@ OTHER_KEYS: tuple[Key, ...] = (
     Key("enable_kv_events", _B, False, _YET, _EVENTS),
     # Without meaning here.
     Key("pre_caching_hash_algorithm", _T, "builtin", _IGNORED, "keys are always 256-bit"),
+    Key(
+        "lmcache_instance_id",
+        _OPTIONAL_T,
+        None,
+        _IGNORED,
+        "lines and metrics carry vLLM's own names of its engines",
+    ),
     Key("py_enable_gc", _B, True, _IGNORED, "Python's garbage collector is left as it is"),
     Key(
         "use_layerwise",

@@ -45,6 +45,8 @@ def _absolute(item: Any) -> str:
     path = item.strip().removeprefix("file://") if isinstance(item, str) else None
     if path == "":
         return ""
+    if path is not None and path.lower() in {"true", "false"}:
+        path = None
     if path is None or "://" in path or "\0" in path or not v.is_text(path):
         raise ValueError("must be directories: '/mnt/a,/mnt/b', each also as file:///mnt/a")
     try:
@@ -76,7 +78,7 @@ class TierSettings:
     blocking_timeout_secs: float = setting(
         10.0,
         v.number(0, _WAIT_SECS_MAX),
-        "The most that a lookup or a load waits for disk or Redis, in seconds; then the KV is computed.",
+        "The most that a load waits for disk or Redis, in seconds; then the KV is computed. Lookups wait for 0.25 s.",
     )
     retrieve_locations: tuple[str, ...] | None = setting(
         None,

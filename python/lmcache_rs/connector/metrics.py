@@ -73,25 +73,33 @@ COUNTERS = {
     "leases_refused": ("lmcache:num_leases_refused", "Waiting hits that were not kept from leaving"),
 }
 
-LABELLED = {
-    "misses": ("lmcache:num_misses", "Requests that loaded nothing, by reason", "reason"),
-    "dropped_stores": ("lmcache:num_dropped_stores", "Stores dropped, by reason", "reason"),
-    "dropped_blocks": ("lmcache:num_dropped_blocks", "Blocks not stored, by reason", "reason"),
-    "failed_fetches": ("lmcache:num_failed_tier_reads", "Chunks that could not be loaded, by tier", "tier"),
+LABELLED: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "misses": ("lmcache:num_misses", "Requests that loaded nothing, by reason", ("reason",)),
+    "dropped_stores": ("lmcache:num_dropped_stores", "Stores dropped, by reason", ("reason",)),
+    "dropped_blocks": ("lmcache:num_dropped_blocks", "Blocks not stored, by reason", ("reason",)),
+    "failed_fetches": (
+        "lmcache:num_failed_tier_reads",
+        "Chunks that could not be loaded, by tier",
+        ("tier",),
+    ),
     "dropped_fetches": (
         "lmcache:num_dropped_tier_reads",
         "Requests for which less was loaded than found",
-        "reason",
+        ("reason",),
     ),
-    "failed_writes": ("lmcache:num_failed_tier_writes", "Chunks that could not be written, by tier", "tier"),
+    "failed_writes": (
+        "lmcache:num_failed_tier_writes",
+        "Chunks that could not be written, by tier",
+        ("tier",),
+    ),
     "tier_refusals": (
         "lmcache:num_tier_refusals",
-        "What disk and Redis did not do, by tier and reason",
-        "reason",
+        "What disk and Redis did not do: store, load or find, and why",
+        ("tier", "operation", "reason"),
     ),
-    "errors": ("lmcache:num_errors", "Connector hooks that failed, by hook", "hook"),
+    "errors": ("lmcache:num_errors", "Connector hooks that failed, by hook", ("hook",)),
 }
-"""Counters whose name is followed by a label after a colon."""
+"""Counters whose name is followed by labels, each after a colon."""
 
 
 class LMCacheStats(KVConnectorStats):
@@ -131,18 +139,22 @@ class LMCachePromMetrics(KVConnectorPromMetrics):
             k: counter(name, help_, labelnames=labelnames) for k, (name, help_) in COUNTERS.items()
         }
         self._labelled = {
-            k: counter(name, help_, labelnames=[*labelnames, label])
-            for k, (name, help_, label) in LABELLED.items()
+            k: counter(name, help_, labelnames=[*labelnames, *labels])
+            for k, (name, help_, labels) in LABELLED.items()
         }
+        # A series that is not there before its first event hides that event from `increase()`.
+        for values in per_engine_labelvalues.values():
+            for metric in (*self._gauges.values(), *self._counters.values()):
+                metric.labels(*values)
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         """Add one report."""
         values = self.per_engine_labelvalues[engine_idx]
         for name, amount in transfer_stats_data.items():
-            kind, _, label = name.partition(":")
+            kind, *labels = name.split(":")
             if name in self._gauges:
                 self._gauges[name].labels(*values).set(amount)
             elif name in self._counters:
                 self._counters[name].labels(*values).inc(amount)
-            elif kind in self._labelled:
-                self._labelled[kind].labels(*values, label).inc(amount)
+            elif kind in self._labelled and len(labels) == len(LABELLED[kind][2]):
+                self._labelled[kind].labels(*values, *labels).inc(amount)

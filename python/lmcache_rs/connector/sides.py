@@ -18,6 +18,7 @@ from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.rules import Roles
 from lmcache_rs.connector.scheduler import SchedulerSide
 from lmcache_rs.connector.stats import Counters
+from lmcache_rs.connector.tier_check import check_in_background
 from lmcache_rs.connector.tier_worker import TierWorker
 from lmcache_rs.connector.tiers import OpenTier, describe, open_tiers
 from lmcache_rs.connector.worker import WorkerSide
@@ -167,6 +168,7 @@ def _open_tiers(
                 describe(config, tiers),
                 "at once" if config.write_policy == "through" else "when seen again or about to leave RAM",
             )
+            check_in_background(config, tiers)
         return tiers, namespace
     except BaseException as error:
         sides.barrier.report("open_tiers", error)

@@ -23,7 +23,7 @@ class TierWorker:
         self._begun: set[int] = set()
         """Orders of this step, and of those to come, that were begun or have failed."""
         self._results: dict[int, JobResult] = {}
-        self._troubles = Troubles()
+        self._troubles = Troubles("Loading or writing KV")
 
     def start(self, orders: StepOrders) -> None:
         """Begin a step's orders. Idempotent."""
@@ -50,7 +50,7 @@ class TierWorker:
         for name, tier in self._open.items():
             try:
                 for job, index, refusal, value, seconds in tier.queue.poll():
-                    self._troubles.note(name, refusal)
+                    self._troubles.note(name, refusal, value)
                     moved = value if isinstance(value, int) else 0
                     self._results[job + index] = JobResult(1, int(refusal is not None), moved, seconds)
             except BaseException as error:
@@ -61,7 +61,7 @@ class TierWorker:
     def counters(self) -> dict[str, float]:
         """What the tiers refused since the start, by tier and reason."""
         return {
-            f"tier_refusals:{name}_{what.replace('_refused:', '_')}": count
+            f"tier_refusals:{name}:{what.replace('_refused:', ':')}": count
             for name, tier in self._open.items()
             for what, count in tier.queue.counters().items()
             if "_refused:" in what

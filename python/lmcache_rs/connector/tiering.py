@@ -69,7 +69,7 @@ class Tiering:
         self._barrier = barrier
         self._ids = ids
         self._rates = Rates()
-        self._troubles = Troubles()
+        self._troubles = Troubles("Looking for KV")
         self._readable = {name for name, tier in tiers.items() if tier.may_load}
         writable = [name for name, tier in tiers.items() if tier.may_store]
         self._fetches = Fetches(index, geometry, chunks, self._rates, counters, ids)
@@ -133,8 +133,8 @@ class Tiering:
         try:
             for job, _, refusal, found, _ in self._tiers[name].queue.poll():
                 if refusal is not None:
-                    self._counters.add(f"tier_refusals:{name}_find_{refusal}")
-                self._troubles.note(name, refusal)
+                    self._counters.add(f"tier_refusals:{name}:find:{refusal}")
+                self._troubles.note(name, refusal, found)
                 answers.append((job, found if isinstance(found, bytes) else b""))
         except BaseException as error:
             self._barrier.report("tier_search", error)

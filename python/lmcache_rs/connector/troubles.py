@@ -29,13 +29,15 @@ OUTAGES = {"io_error", "late"}
 class Troubles:
     """What was told of, and when."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """`what` is done with the tiers here, as the user reads it."""
+        self._what = what
         self._clock = clock
         self._told: dict[tuple[str, str], float] = {}
         self._out: set[str] = set()
 
-    def note(self, tier: str, refusal: str | None) -> None:
-        """The tier did something, or refused to."""
+    def note(self, tier: str, refusal: str | None, cause: object = "") -> None:
+        """The tier did something, or refused to because of `cause`."""
         if refusal in (None, "absent") and tier in self._out:
             self._out.discard(tier)
             logger.info("KV on %s is used again", tier)
@@ -48,8 +50,10 @@ class Troubles:
         if refusal in OUTAGES:
             self._out.add(tier)
         logger.warning(
-            "KV on %s is not used: %s. Requests go on and compute it (counted in tier_refusals; told once in %d s)",
+            "%s on %s fails: %s%s. Requests go on without (counted in lmcache:num_tier_refusals, told once in %d s)",
+            self._what,
             tier,
             REASONS[refusal],
+            f" ({cause})" if cause else "",
             QUIET_S,
         )

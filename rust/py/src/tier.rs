@@ -71,6 +71,11 @@ impl Tier {
         detached(py, || RedisTier::new(space, &config)).map(|tier| Self(Arc::new(tier)))
     }
 
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        let ended = detached(py, || Ok(self.0.check()))?;
+        ended.map_err(|refusal| TierError::new_err(refusal.to_string()))
+    }
+
     fn reset(&self, py: Python<'_>) -> PyResult<()> {
         let ended = detached(py, || Ok(self.0.reset()))?;
         ended.map_err(|refusal| TierError::new_err(refusal.to_string()))
@@ -97,6 +102,8 @@ enum Brought<'py> {
     Bytes(u64),
     /// For each key 0 or 1.
     Answer(Bound<'py, PyBytes>),
+    /// Why it was refused, where the reason does not say all.
+    Cause(String),
 }
 
 /// Job, chunk, reason of a refusal, what it brought, seconds.
@@ -261,10 +268,11 @@ fn told(py: Python<'_>, outcome: TierOutcome) -> Told<'_> {
         Ended::Stored(Ok(Stored::Written(bytes))) | Ended::Loaded(Ok(bytes)) => (None, Brought::Bytes(bytes)),
         Ended::Stored(Ok(Stored::Present)) => (None, Brought::Bytes(0)),
         Ended::Found(Ok(found)) => (None, answer(found)),
-        Ended::Stored(Err(refusal)) | Ended::Loaded(Err(refusal)) => (Some(refusal), Brought::Bytes(0)),
-        Ended::Found(Err(refusal)) => (Some(refusal), answer(Vec::new())),
+        Ended::Stored(Err(refusal)) | Ended::Loaded(Err(refusal)) | Ended::Found(Err(refusal)) => {
+            (Some(refusal.reason.name()), Brought::Cause(refusal.cause))
+        }
     };
-    (outcome.job, outcome.index, refusal.map(|refusal| refusal.reason.name()), brought, outcome.seconds)
+    (outcome.job, outcome.index, refusal, brought, outcome.seconds)
 }
 
 /// What was refused, by reason.

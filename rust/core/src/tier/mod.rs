@@ -63,6 +63,9 @@ pub trait Tier: Send + Sync + Debug {
         false
     }
 
+    /// Whether it can be reached and written to, as far as that shows without a value.
+    fn check(&self) -> Result<(), Refusal>;
+
     /// Forgets every value of the namespace, of all ranks and for all processes: once this returned without an
     /// error, what was stored before is never found again.
     fn reset(&self) -> Result<(), Refusal>;

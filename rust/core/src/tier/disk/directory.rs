@@ -103,6 +103,11 @@ impl Directory {
         })
     }
 
+    /// Makes the directory, if it is not there, and locks it for a moment.
+    pub(super) fn check(&self) -> Result<(), Refusal> {
+        self.quota.lock().map(drop)
+    }
+
     /// Begins a new generation. As long as it fails, this process finds nothing here.
     pub(super) fn reset(&self) -> Result<(), Refusal> {
         self.must_reset.store(true, Ordering::SeqCst);

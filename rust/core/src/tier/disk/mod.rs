@@ -124,6 +124,10 @@ impl Tier for DiskTier {
         Ok(present)
     }
 
+    fn check(&self) -> std::result::Result<(), Refusal> {
+        self.directories.iter().try_for_each(|place| place.directory.check())
+    }
+
     fn reset(&self) -> std::result::Result<(), Refusal> {
         // Every one of them, whatever happens in the others.
         let ended: Vec<_> = self.directories.iter().map(|place| place.directory.reset()).collect();

@@ -92,6 +92,10 @@ impl<T: Tier> Tier for FaultyTier<T> {
         self.pass()?.present(keys)
     }
 
+    fn check(&self) -> Result<(), Refusal> {
+        self.pass()?.check()
+    }
+
     fn reset(&self) -> Result<(), Refusal> {
         self.pass()?.reset()
     }

@@ -119,15 +119,18 @@ impl RedisTier {
         }
         if self.nodes.are_many() {
             // The record is on a node of its own, so it takes a round trip of its own.
-            let present = self.nodes.run(&self.record_name(), |connection| {
-                let mut text = Vec::new();
-                command(&mut text, &[b"GET", self.record_name().as_bytes()]);
-                connection.send(&text, 1)?;
-                self.read_record(connection)
-            })?;
+            let present = self.nodes.run(&self.record_name(), |connection| self.ask_record(connection))?;
             *self.generation.lock() = present;
         }
         self.nodes.run(name, &work)
+    }
+
+    /// The generation in the record.
+    fn ask_record(&self, connection: &mut Connection) -> std::result::Result<Option<Generation>, Fault> {
+        let mut text = Vec::new();
+        command(&mut text, &[b"GET", self.record_name().as_bytes()]);
+        connection.send(&text, 1)?;
+        self.read_record(connection)
     }
 
     /// The generation in the record that is the next reply.
@@ -341,6 +344,10 @@ impl Tier for RedisTier {
             Ok(())
         })?;
         Ok(present)
+    }
+
+    fn check(&self) -> std::result::Result<(), Refusal> {
+        self.run(&self.record_name(), |connection| self.ask_record(connection).map(drop))
     }
 
     fn rests(&self) -> bool {

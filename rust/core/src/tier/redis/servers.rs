@@ -93,7 +93,7 @@ impl Servers {
             Fault::Connection(error) => {
                 let late = error.kind() == ErrorKind::TimedOut;
                 let reason = if late { Reason::Late } else { Reason::Io };
-                Refusal::new(reason, format!("{:?}: {error}", self.target.route))
+                Refusal::new(reason, format!("{}: {error}", self.target.route))
             }
         }
     }

@@ -26,6 +26,20 @@ pub(super) enum Route {
     Cluster(Vec<Address>),
 }
 
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let many = |addresses: &[Address]| {
+            addresses.iter().map(|(host, port)| format!("{host}:{port}")).collect::<Vec<_>>().join(", ")
+        };
+        match self {
+            Self::Tcp((host, port)) | Self::Tls((host, port), _) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => f.write_str(path),
+            Self::Sentinel(sentinels, master) => write!(f, "{master} of {}", many(sentinels)),
+            Self::Cluster(nodes) => f.write_str(&many(nodes)),
+        }
+    }
+}
+
 /// A Redis as its URL names it.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Target {
