@@ -152,7 +152,10 @@ class Load:
             num_computed_tokens=[r.num_computed_tokens for r in old],
         )
         output = SimpleNamespace(
-            scheduled_new_reqs=new, scheduled_cached_reqs=cached, num_scheduled_tokens=counts
+            scheduled_new_reqs=new,
+            scheduled_cached_reqs=cached,
+            num_scheduled_tokens=counts,
+            preempted_req_ids=None,
         )
         self.late.append(answers(self.call("plan_step", output)))
         self.call("acknowledge", self.late.popleft())

@@ -1,6 +1,7 @@
 """The toy engine over the real connector's hooks."""
 
 from collections import deque
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,8 +119,13 @@ class SchedulerHooks(Hooks):
     def received(self, request_ids: list[str]) -> None:
         self._output(None, set(request_ids))
 
-    def _output(self, answer: Any, received: set[str] | None) -> None:
-        output = SimpleNamespace(kv_connector_worker_meta=answer, finished_recving=received)
+    def spoiled(self, blocks: set[int]) -> None:
+        self._output(None, None, blocks)
+
+    def _output(self, answer: Any, received: set[str] | None, bad: Iterable[int] = ()) -> None:
+        output = SimpleNamespace(
+            kv_connector_worker_meta=answer, finished_recving=received, invalid_block_ids=set(bad)
+        )
         self.hooks.update_connector_output(output)
 
     def finish_request(self, request: Any, block_ids: list[int]) -> None:

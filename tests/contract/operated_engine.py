@@ -75,7 +75,7 @@ class OperatedEngine(Queues):
         tail = tail_hash(request, start) if start < request.num_tokens else None
         if self._is_clean:
             self._look_into_tiers(request, tail)
-        lease = self.scheduler.index.match(self.scheduler._space, request.block_hashes, tail).lease()
+        lease = self.scheduler.index.match(self.scheduler._spaces.plain, request.block_hashes, tail).lease()
         if lease is None:
             return
         self.seen["rows looked at"] += len(lease)
@@ -111,7 +111,7 @@ class OperatedEngine(Queues):
 
     def _look_into_tiers(self, request: Prompt, tail: bytes | None) -> None:
         size = self.scheduler._tiering._chunks.blocks
-        keys = split(self.scheduler._space.chunk_keys(request.block_hashes, tail, size))
+        keys = split(self.scheduler._spaces.plain.chunk_keys(request.block_hashes, tail, size))
         for medium in self.world.media.values():
             for number, key in enumerate(keys):
                 for rank in range(self.shape.ranks):

@@ -95,14 +95,14 @@ class RandomEngine(OperatedEngine):
     def _schedule(self) -> Step:
         parts: list[Part] = []
         added: dict[str, list[int]] = {}
-        preempted = False
+        preempted: set[str] = set()
         for request in list(self.running):
             if request not in self.running or self._is_sure_to_end(request):
                 continue
             wanted = request.num_tokens + request.placeholders - request.num_computed_tokens
             count = min(self.shape.chunk, wanted)
             while (blocks := self._grow(request, request.num_computed_tokens + count)) is None:
-                preempted = True
+                preempted.add(self.running[-1].request_id)
                 self.preempt(self.running[-1], drop=self.shape.overlap > 1)
                 if request not in self.running:
                     break
@@ -110,7 +110,7 @@ class RandomEngine(OperatedEngine):
                 added[request.request_id] = blocks
                 parts.append(self._part(request, count))
         sync_loads = {} if preempted else self._admit_waiting(parts)
-        output = self._describe(parts, added)
+        output = self._describe(parts, added, preempted)
         for part in parts:
             part.request.num_computed_tokens += part.count
             if part.request.num_computed_tokens >= part.request.num_tokens:
@@ -179,7 +179,7 @@ class RandomEngine(OperatedEngine):
             parts.append(self._part(request, count))
         return sync_loads
 
-    def _describe(self, parts: list[Part], added: dict[str, list[int]]) -> Any:
+    def _describe(self, parts: list[Part], added: dict[str, list[int]], preempted: set[str]) -> Any:
         """The SchedulerOutput: new requests with their whole tables, the others with what was added."""
         cached = SimpleNamespace(req_ids=[], resumed_req_ids=set(), new_block_ids=[], num_computed_tokens=[])
         new: list[Any] = []
@@ -199,9 +199,12 @@ class RandomEngine(OperatedEngine):
             cached.num_computed_tokens.append(start)
         self._fresh.clear()
         counts = {part.request.request_id: part.count for part in parts}
-        return SimpleNamespace(
-            scheduled_new_reqs=new, scheduled_cached_reqs=cached, num_scheduled_tokens=counts
-        )
+        described = {
+            "scheduled_new_reqs": new,
+            "scheduled_cached_reqs": cached,
+            "num_scheduled_tokens": counts,
+        }
+        return SimpleNamespace(**described, preempted_req_ids=preempted)
 
     # ---- its output
 
@@ -216,6 +219,7 @@ class RandomEngine(OperatedEngine):
                 continue
             if part.samples:
                 self._sample(step, request, stale)
+        self.scheduler.spoiled(step.bad)
         if step.acks is not None:
             try:
                 self.scheduler.acknowledge(step.acks)

@@ -41,12 +41,12 @@ def look(
     hashes: Any = None,
     speculative: Any = None,
     fails_requests: bool = True,
-    **sizes: int,
+    **parallel: Any,
 ) -> Geometry | Declined:
     groups = [SimpleNamespace(kv_cache_spec=spec, layer_names=["a", "b"]) for spec in specs]
     cache = SimpleNamespace(kv_cache_groups=groups, num_blocks=10, hash_block_size=hashes)
-    parallel = SimpleNamespace(world_size=2, **sizes)
-    config = SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
+    sizes = SimpleNamespace(world_size=2, **parallel)
+    config = SimpleNamespace(parallel_config=sizes, speculative_config=speculative)
     return inspect(config, cache, device, pool, fails_requests=fails_requests)
 
 
@@ -80,6 +80,7 @@ def test_engines_of_one_host_share_its_memory() -> None:
         ({"device": "rocm"}, "device", "'rocm' is not supported"),
         ({"decode_context_parallel_size": 2}, "context_parallel", "context parallelism"),
         ({"prefill_context_parallel_size": 2}, "context_parallel", "context parallelism"),
+        ({"distributed_executor_backend": "external_launcher"}, "external_launcher", "torchrun"),
         ({"specs": ()}, "cache_groups", "none"),
         ({"specs": (FullAttentionSpec(), WideSpec())}, "cache_groups", "16 tokens in 8192 bytes"),
         ({"specs": (FullAttentionSpec(), MambaSpec())}, "cache_spec", "MambaSpec is not supported"),

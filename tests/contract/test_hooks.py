@@ -20,7 +20,9 @@ from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.stats import Counters
 
 BLOCKS = SimpleNamespace(get_block_ids=lambda: ([1, 2],))
-ANSWER = SimpleNamespace(kv_connector_worker_meta=API.WorkerMetadata(WorkerAcks()), finished_recving={"r"})
+ANSWER = SimpleNamespace(
+    kv_connector_worker_meta=API.WorkerMetadata(WorkerAcks()), finished_recving={"r"}, invalid_block_ids={1}
+)
 NO_RESULTS = API.KVConnectorTransferResults(finished_recving=set(), failed_recving=set())
 HOOKS: dict[str, tuple[tuple[Any, ...], Any]] = {
     "bind_gpu_block_pool": ((None,), None),

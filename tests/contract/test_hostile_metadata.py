@@ -141,7 +141,9 @@ def test_garbage_answers_leave_the_engine_right(soak: Soak) -> None:
             for i in range(5):
                 answer = source.choice((API.WorkerMetadata(some_acks(source)), None, 5))
                 output = SimpleNamespace(
-                    kv_connector_worker_meta=answer, finished_recving=source.choice((None, {"?"}))
+                    kv_connector_worker_meta=answer,
+                    finished_recving=source.choice((None, {"?"})),
+                    invalid_block_ids=source.choice(({"?"}, set(), {2, 2**70})),
                 )
                 engine.scheduler.hooks.update_connector_output(source.choice((output, output, output, None)))
                 engine.run(Request(f"r{i}", prompt(source.randrange(3), 40)))

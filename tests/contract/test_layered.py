@@ -1,12 +1,16 @@
 """Loads by layers: the forward waits one layer ahead, and a captured one only if every capture waits for all layers."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lmcache_rs.config import Config
+from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.layered import Captures, LayeredLoads
 from lmcache_rs.connector.orders import LoadOrder
+from lmcache_rs.connector.rules import lookup_rules
 
 NAMES = {"a": 0, "b": 1, "c": 2, "shares c": 2}
 
@@ -114,6 +118,13 @@ def test_a_captured_forward_that_cannot_wait_by_layers(names: Any, by_layers: bo
     mover.said.clear()
     assert not loads.end(mover)
     assert not mover.said
+
+
+def test_a_model_with_a_drafter_loads_nothing_by_layers() -> None:
+    """VLLM 0.33's second runner asks for the drafter's layers after it was told how the step's loads ended."""
+    geometry = Geometry(16, 4096, 10, ("l0", "draft"), 100, 1, "cuda", 1)
+    assert lookup_rules(Config(), geometry).layered_bytes_min is not None
+    assert lookup_rules(Config(), replace(geometry, drafts=True)).layered_bytes_min is None
 
 
 @pytest.mark.parametrize("asks", [False, True])

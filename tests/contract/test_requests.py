@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from toy_engine import BLOCK, Request, ToyEngine
 
+from lmcache_rs.connector.ledger import STEPPING_S_MAX
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.rules import Roles
 
@@ -304,6 +305,21 @@ def test_clear_forgets_answers_and_rows() -> None:
     assert engine.pool.reset_prefix_cache()
 
 
+def test_what_is_half_computed_when_the_cache_is_cleared_is_not_stored_again() -> None:
+    """Else the next chunk of it would offer its whole prefix: KV of the weights before."""
+    engine = ToyEngine(chunk=8)
+    request = engine.add(Request("first", prompt(1, 40)))
+    engine.step()
+    engine.step()
+    assert 0 < request.num_computed_tokens < 40
+    assert engine.scheduler.clear() == (4, True)
+    while not request.output:
+        engine.step()
+    assert engine.scheduler.index.stats()["visible"] == 0
+    assert second(engine, prompt(1, 40)).cached_tokens == 0
+    assert second(engine, prompt(1, 40)).cached_tokens == 39, "those that come later are stored"
+
+
 def test_freeze_serves_and_stores_nothing() -> None:
     engine = ToyEngine()
     engine.run(Request("first", prompt(1, 31)))
@@ -358,6 +374,36 @@ def test_blocks_in_flight_are_waited_for_within_the_limit() -> None:
         pass
     assert engine.scheduler.matched_tokens(waiting, 0) == (0, False)
     assert engine.counters.totals()["pending_timeouts"] == 1
+
+
+def test_vllm_waits_only_for_blocks_that_no_request_needs() -> None:
+    engine = ToyEngine(chunk=8)
+    poll, engine.workers[0]._mover.poll = engine.workers[0]._mover.poll, list
+    request = engine.add(Request("first", prompt(1, 40)))
+    engine.step()
+    assert not engine.scheduler.frees_blocks_soon(), "blocks of a request that runs"
+    engine.preempt(request)
+    engine.step()
+    assert engine.scheduler.frees_blocks_soon()
+    engine.workers[0]._mover.poll = poll
+    while not request.output:
+        engine.step()
+    engine.step()
+    assert not engine.scheduler.frees_blocks_soon()
+    engine.assert_idle()
+
+
+def test_an_engine_steps_for_new_answers_beside_one_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("lmcache_rs.connector.ledger.time", SimpleNamespace(monotonic=lambda: now[0]))
+    engine = ToyEngine()
+    engine.workers[0]._mover.store = lambda *_: None
+    engine.run(Request("first", prompt(1, 8)))
+    assert engine.scheduler.has_work()
+    now[0] = STEPPING_S_MAX
+    assert not engine.scheduler.has_work()
+    engine.run(Request("second", prompt(2, 8)))
+    assert engine.scheduler.has_work()
 
 
 def test_held_blocks_of_requests_that_have_gone_are_bounded() -> None:

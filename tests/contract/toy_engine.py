@@ -174,6 +174,8 @@ class ToyEngine:
         self.done: dict[str, Request] = {}
         self.fresh: set[str] = set()
         """Scheduled for the first time since their blocks were allocated."""
+        self.preempted: set[str] = set()
+        """Since the last step."""
         self.resumed: set[str] = set()
         """Were preempted once; the first model runner lists them as cached, the second one as new."""
         self.wrong = 0
@@ -214,6 +216,7 @@ class ToyEngine:
         self._free(request)
         request.num_computed_tokens = 0
         self.resumed.add(request.request_id)
+        self.preempted.add(request.request_id)
         self.waiting.insert(0, request)
 
     # ---- a step, in vLLM's order
@@ -290,8 +293,12 @@ class ToyEngine:
             cached.new_block_ids.append((blocks,) if blocks else None)
             cached.num_computed_tokens.append(computed)
         self.fresh.clear()
+        preempted, self.preempted = self.preempted, set()
         return SimpleNamespace(
-            scheduled_new_reqs=new, scheduled_cached_reqs=cached, num_scheduled_tokens=counts
+            scheduled_new_reqs=new,
+            scheduled_cached_reqs=cached,
+            num_scheduled_tokens=counts,
+            preempted_req_ids=preempted,
         )
 
     def _execute(
@@ -338,6 +345,7 @@ class ToyEngine:
                 request.output.append(sum(request.all_token_ids) % 97)
                 if len(request.output) == request.max_tokens:
                     self._finish(request)
+        self.scheduler.spoiled(bad)
         if acks is not None:
             self.scheduler.acknowledge(acks)
         for request_id, ranks in list(self.received.items()):

@@ -112,6 +112,14 @@ def _decline_machine(parallel: Any, device_type: str, pool_bytes: int) -> Declin
     )
     if max(contexts) > 1:
         return Declined("context_parallel", "context parallelism is not supported")
+    if (
+        parallel.world_size > 1
+        and getattr(parallel, "distributed_executor_backend", "") == "external_launcher"
+    ):
+        # Each rank has a scheduler of its own, which hears of its own worker only: they would come to disagree.
+        return Declined(
+            "external_launcher", "several ranks under external_launcher (torchrun) are not supported"
+        )
     return None
 
 

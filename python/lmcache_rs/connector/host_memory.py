@@ -56,8 +56,10 @@ def make_pool(config: Config, geometry: Geometry, tensors: Sequence[Any]) -> Hos
     return pool
 
 
-def make_mover(config: Config, geometry: Geometry, tensors: Sequence[Any], pool: HostPool) -> Mover:
-    """The mover between `pool` and these tensors."""
+def make_mover(
+    config: Config, geometry: Geometry, tensors: Sequence[Any], pool: HostPool, *, fence_loads: bool
+) -> Mover:
+    """The mover between `pool` and these tensors. `fence_loads`: vLLM gives blocks away that a running step writes."""
     if geometry.device == "cuda":
         # Imports torch's CUDA part, which a machine without one need not have.
         from lmcache_rs.copy.cuda import CudaMover
@@ -67,7 +69,7 @@ def make_mover(config: Config, geometry: Geometry, tensors: Sequence[Any], pool:
             tensors,
             geometry.gpu_blocks,
             pin=config.pin,
-            fence_loads=geometry.drafts,
+            fence_loads=fence_loads or geometry.drafts,
             stores_by_layers=not (geometry.drafts or geometry.micro_batches),
         )
     return CpuMover(pool, tensors, geometry.gpu_blocks, config.copy_threads or default_threads())

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lmcache_rs._core import KeySpace
+
 TAG_PREFIX = "lmcache.tag."
 
 ADAPTER_FILES_MAX = 256
@@ -78,6 +80,20 @@ def identity(request: Any, options: Mapping[str, Any], adapters: Adapters) -> li
     except UnicodeEncodeError:  # JSON can write halves of characters, which are no text
         raise UnnameableError("not_text") from None
     return named
+
+
+class Spaces:
+    """The key space of each request."""
+
+    def __init__(self, hash_algorithm: str) -> None:
+        self._hash_algorithm, self._adapters = hash_algorithm, Adapters()
+        self.plain = KeySpace(hash_algorithm)
+        """That of a request of which nothing but its tokens decides its KV."""
+
+    def of(self, request: Any, options: Mapping[str, Any]) -> KeySpace:
+        """See `identity`, also for `options` and what is raised."""
+        named = identity(request, options, self._adapters)
+        return KeySpace(self._hash_algorithm, 0, named) if named else self.plain
 
 
 def adapter_identity(adapter: Any) -> str:

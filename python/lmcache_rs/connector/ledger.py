@@ -1,7 +1,7 @@
 """Jobs the workers were ordered to do and have not all acknowledged, and what ends with them."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -152,11 +152,11 @@ class Ledger:
             return False
         return True
 
-    def orphan(self, record: Record) -> None:
-        """The request gives its blocks back: those held are held for us alone from now on."""
+    def orphan(self, request_ids: Container[str]) -> None:
+        """These requests gave their blocks back: those held are held for us alone from now on."""
         jobs: list[StoreJob | LoadJob] = [*self._stores.values(), *self._loads.values()]
         for job in jobs:
-            if job.record is record and job.held and not job.orphan:
+            if job.record.id in request_ids and job.held and not job.orphan:
                 job.orphan = True
                 self._held.orphans += len(job.held)
 
@@ -179,10 +179,7 @@ class Ledger:
     @property
     def busy(self) -> bool:
         """Whether an acknowledgement is awaited that is not overdue."""
-        oldest = min(
-            (job.since for jobs in (self._loads, self._stores) for job in jobs.values()), default=None
-        )
-        return oldest is not None and time.monotonic() - oldest < STEPPING_S_MAX
+        return _any_due([*self._loads.values(), *self._stores.values()])
 
     @property
     def loads_beside(self) -> bool:
@@ -190,12 +187,10 @@ class Ledger:
         return any(job.asynchronous for job in self._loads.values())
 
     @property
-    def holds_blocks(self) -> bool:
-        """Whether blocks will come back to vLLM's pool soon."""
-        now = time.monotonic()
-        since = [job.since for job in self._stores.values() if job.held]
-        since += [job.since for job in self._loads.values() if job.orphan]
-        return any(now - began < STEPPING_S_MAX for began in since)
+    def holds_orphans(self) -> bool:
+        """Whether blocks that no request needs any more will come back to vLLM's pool soon."""
+        jobs: list[StoreJob | LoadJob] = [*self._stores.values(), *self._loads.values()]
+        return _any_due(job for job in jobs if job.orphan)
 
     def _may_become_void(self, store: StoreJob) -> bool:
         """Whether a load that the step of the store waited for has not been answered, and wrote blocks of its table."""
@@ -206,11 +201,14 @@ class Ledger:
             for load in self._loads.values()
         )
 
-    def _void_above(self, job: LoadJob) -> None:
-        bad = set(job.blocks.tolist())
+    def void_reading(self, blocks: set[int], from_step: int = 0) -> None:
+        """Drop stores, of this step or later, whose requests read these blocks."""
         for store in self._stores.values():
-            if store.step >= job.step and not bad.isdisjoint(store.table):
+            if store.step >= from_step and not blocks.isdisjoint(store.table):
                 store.void = True
+
+    def _void_above(self, job: LoadJob) -> None:
+        self.void_reading(set(job.blocks.tolist()), job.step)
 
     def _end_load(self, job: LoadJob) -> None:
         if job.result.failed:
@@ -269,3 +267,9 @@ class Ledger:
             result.seconds * 1e3,
             rate,
         )
+
+
+def _any_due(jobs: Iterable[LoadJob | StoreJob]) -> bool:
+    """Whether the answer to one of them is awaited and not overdue."""
+    now = time.monotonic()
+    return any(now - job.since < STEPPING_S_MAX for job in jobs)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lmcache_rs.config import Config
+from lmcache_rs.connector.geometry import Geometry
 
 SYNC_LOAD_BYTES = {"cpu": 256 << 20, "cuda": 32 << 20}
 """Loads up to this size hold the step by default.
@@ -62,15 +63,16 @@ class TieringRules:
     min_tokens: int
 
 
-def lookup_rules(config: Config, device: str, asynchronous_only: bool) -> LookupRules:
-    """The rules for KV on `device`, "cpu" or "cuda"."""
-    sync_bytes = config.sync_load_max_bytes
+def lookup_rules(config: Config, geometry: Geometry) -> LookupRules:
+    """The rules of this configuration for KV of this geometry."""
+    device, sync_bytes = geometry.device, config.sync_load_max_bytes
     return LookupRules(
         tails=config.tails,
         asynchronous=config.enable_async_loading,
-        asynchronous_only=asynchronous_only,
+        asynchronous_only=not geometry.groups.plain,
         sync_bytes_max=SYNC_LOAD_BYTES[device] if sync_bytes is None else sync_bytes,
-        layered_bytes_min=LAYERED_LOAD_BYTES_MIN[device],
+        # A drafter may read its layers after vLLM was told how the step's loads ended.
+        layered_bytes_min=None if geometry.drafts else LAYERED_LOAD_BYTES_MIN[device],
         min_tokens=config.min_retrieve_tokens,
         max_tokens=config.max_tokens_per_load,
         skip_last_tokens=config.skip_last_n_tokens,

@@ -4,13 +4,13 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lmcache_rs._core import Index, KeySpace
+from lmcache_rs._core import Index
 from lmcache_rs.config import Config
 from lmcache_rs.connector.admission import Admission
 from lmcache_rs.connector.barrier import Barrier, guard, is_survivable
 from lmcache_rs.connector.geometry import Geometry
 from lmcache_rs.connector.holds import HeldBlocks
-from lmcache_rs.connector.identity import Adapters, UnnameableError, identity, is_private
+from lmcache_rs.connector.identity import Spaces, UnnameableError, is_private
 from lmcache_rs.connector.late import LateAcks
 from lmcache_rs.connector.ledger import Ledger
 from lmcache_rs.connector.lookup import Lookup, TailHash
@@ -18,7 +18,7 @@ from lmcache_rs.connector.nearby import Nearby
 from lmcache_rs.connector.orders import PlanningError, StepOrders, WorkerAcks
 from lmcache_rs.connector.requests import Record, request_options
 from lmcache_rs.connector.rules import Roles, lookup_rules, tiering_rules
-from lmcache_rs.connector.stats import Counters
+from lmcache_rs.connector.stats import Counters, pool_gauges
 from lmcache_rs.connector.stores import StorePlanner, StoreRules
 from lmcache_rs.connector.storing import Storing
 from lmcache_rs.connector.tiering import Tiering
@@ -50,12 +50,11 @@ class SchedulerSide:
         self.ranks = geometry.ranks
         self._config = config
         self._roles = roles
-        self._hash_algorithm = hash_algorithm
         self.counters = counters
         self.groups = groups = geometry.groups
         self.index = Index(geometry.slots)
         self.frozen = config.freeze
-        rules = lookup_rules(config, geometry.device, asynchronous_only=not groups.plain)
+        rules = lookup_rules(config, geometry)
         self._held = HeldBlocks(config.max_held_blocks_percent / 100)
         self._ledger = Ledger(self.index, self._held, geometry, counters, barrier, ids := itertools.count(1))
         self._lookup = Lookup(
@@ -85,7 +84,7 @@ class SchedulerSide:
             ids,
         )
         self._ledger.on_stored = self._tiering.stored
-        self._space, self._adapters = KeySpace(hash_algorithm), Adapters()
+        self._spaces = Spaces(hash_algorithm)
         self._records: dict[str, Record] = {}
         self._late_acks = LateAcks(self.acknowledge)
         self._step, self._closed = 0, False
@@ -105,11 +104,9 @@ class SchedulerSide:
 
     def add_request(self, request: Any) -> Record:
         """A request arrived: look it up at once, so that what it will need counts as recently used."""
-        options = request_options(request)
-        space, nameable = self._space, True
+        options, space, nameable = request_options(request), self._spaces.plain, True
         try:
-            if named := identity(request, options, self._adapters):
-                space = KeySpace(self._hash_algorithm, 0, named)
+            space = self._spaces.of(request, options)
         except UnnameableError as error:
             nameable = False
             self.counters.add(f"misses:{error.reason}")
@@ -185,6 +182,7 @@ class SchedulerSide:
         try:
             orders.idle = not scheduled.num_scheduled_tokens
             self._turns.run(scheduled.num_scheduled_tokens)
+            self._ledger.orphan(scheduled.preempted_req_ids or ())
             self._ask_nearby()
             resting = self.frozen or self._resting()
             self._tiering.plan_step(scheduled.num_scheduled_tokens, orders, resting)
@@ -225,7 +223,7 @@ class SchedulerSide:
         if (record := self._records.pop(request_id, None)) is not None:
             self._tiering.forget(record)
             self._lookup.forget(record)
-            self._ledger.orphan(record)
+            self._ledger.orphan([record.id])
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""
@@ -235,6 +233,10 @@ class SchedulerSide:
     def acknowledge_later(self, acks: WorkerAcks) -> None:
         """Take these answers with the next step: the hook that brought them failed."""
         self._late_acks.keep(acks)
+
+    def spoiled(self, blocks: set[int]) -> None:
+        """VLLM was told, by whichever connector, that these blocks hold no right KV: nothing of them is kept."""
+        self._ledger.void_reading(blocks)
 
     def received(self, request_ids: Iterable[str]) -> None:
         """VLLM was told that these requests' loads have ended."""
@@ -251,8 +253,9 @@ class SchedulerSide:
         return self._storing.has_orders or self._tiering.needs_steps or self._ledger.busy
 
     def frees_blocks_soon(self) -> bool:
-        """Whether held blocks will come back without a preemption."""
-        return self._ledger.holds_blocks
+        """Whether blocks that no request needs any more will come back soon."""
+        self._ask_nearby()
+        return self._ledger.holds_orphans
 
     def clear(self) -> tuple[int, bool]:
         """Forget all that is stored or offered. Returns rows forgotten, and whether each slower tier has forgotten too.
@@ -269,6 +272,7 @@ class SchedulerSide:
         try:
             for record in self._records.values():
                 self._lookup.forget(record)
+            self._storing.stop()  # What runs on computes from KV of before.
             self._ledger.void_stores()
             return self.index.clear()
         except BaseException:
@@ -286,11 +290,7 @@ class SchedulerSide:
         if self._tiering.writes_any:
             self.counters.set("unsaved_evictions", stats["unsaved_evictions"])
         news = self.counters.take()
-        if news:
-            used, slot_bytes = stats["rows"] - stats["free"], self._geometry.slot_bytes
-            news |= {"pool_rows": stats["rows"], "pool_used_rows": used}
-            news |= {"pool_bytes": stats["rows"] * slot_bytes, "pool_used_bytes": used * slot_bytes}
-        return news
+        return news | pool_gauges(stats, self._geometry.slot_bytes) if news else news
 
     def close(self) -> None:
         """Nothing is found or stored from now on; what was promised still ends. Slower tiers keep what they have."""

@@ -57,7 +57,9 @@ class Sides:
             tensors, layers = distinct(self.geometry.layer_names, kv_caches)
             pool = make_pool(self.config, self.geometry, tensors)
             if pool is not None:
-                mover = make_mover(self.config, self.geometry, tensors, pool)
+                # MultiConnector's own role may be that of a producer, whose blocks vLLM gives back at once.
+                fence = api.inside_multi_connector()
+                mover = make_mover(self.config, self.geometry, tensors, pool, fence_loads=fence)
                 tiers = TierWorker(pool, self.open_worker_tiers, self.barrier)
         finally:
             self.worker.attach(mover, layers, tiers)

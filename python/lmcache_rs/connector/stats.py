@@ -3,6 +3,13 @@
 from collections.abc import Mapping
 
 
+def pool_gauges(stats: Mapping[str, int], slot_bytes: int) -> dict[str, float]:
+    """How full the pool is, by the index's `stats`."""
+    used = stats["rows"] - stats["free"]
+    gauges: dict[str, float] = {"pool_rows": stats["rows"], "pool_used_rows": used}
+    return gauges | {"pool_bytes": stats["rows"] * slot_bytes, "pool_used_bytes": used * slot_bytes}
+
+
 class Counters:
     """Counts since the start, and what was added since they were last taken."""
 

@@ -196,6 +196,8 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
             self._take_output(connector_output, self._scheduler.acknowledge_later)
 
     def _take_output(self, connector_output: Any, acknowledge: Callable[[WorkerAcks], None]) -> None:
+        if self._scheduler is not None and connector_output.invalid_block_ids:
+            self._scheduler.spoiled(connector_output.invalid_block_ids)
         answer = connector_output.kv_connector_worker_meta
         if isinstance(answer, api.WorkerMetadata):
             acknowledge(answer.acks)
