@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcache_rs._core import (
+    ClosedError,
     HostPool,
     Index,
     InvalidArgumentError,
@@ -17,6 +18,9 @@ from lmcache_rs._core import (
     hash_tokens,
 )
 from lmcache_rs.config import Config, load_config
+from lmcache_rs.log import init_logger
+
+logger = init_logger(__name__)
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
 Blocks = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -27,15 +31,20 @@ class LMCacheEngine:
 
     `kv_caches` has one CPU tensor a layer (torch or numpy, anything with `__dlpack__`), each `[blocks, ...]` with every
     block contiguous; a block holds the KV of `block_size` tokens. They are read and written in place. `config` gives
-    the size of the host memory and whether partial last blocks are kept (default: `load_config()`).
+    the size of the host memory and whether partial last blocks are kept (default: `load_config()`); there are no slower
+    tiers. Tokens are whole numbers from 0 to 2**32 - 1, else InvalidArgumentError is raised.
 
     Not thread-safe beyond the safety of each call; blocks may not be written while a call reads them.
     """
 
     def __init__(self, kv_caches: Sequence[Any], block_size: int, config: Config | None = None) -> None:
         self._config = config if config is not None else load_config()
-        if block_size < 1:
-            raise InvalidArgumentError(f"block_size must be at least 1, got {block_size}")
+        if not isinstance(block_size, int) or block_size < 1:
+            raise InvalidArgumentError(f"block_size must be a whole number, 1 or more, got {block_size!r}")
+        for notice in self._config.notices:
+            notice.log(logger)
+        if self._config.disk or self._config.redis:
+            logger.warning("LMCacheEngine keeps KV in RAM only: disk and Redis are for vLLM")
         self._block_size = block_size
         layers = KvLayers(kv_caches)
         self._pool = HostPool(
@@ -48,6 +57,7 @@ class LMCacheEngine:
         self._mover = Mover(self._pool, layers, self._config.copy_threads or 1)
         self._space = KeySpace("blake3")
         self._frozen = self._config.freeze
+        self._closed = False
 
     def store(self, tokens: TokenIds, blocks: Blocks, salt: bytes = b"") -> int:
         """Keep the KV of `tokens`, which lies in `blocks` (one block for each started `block_size` tokens).
@@ -89,13 +99,14 @@ class LMCacheEngine:
 
     def lookup(self, tokens: TokenIds, salt: bytes = b"") -> int:
         """Tokens that `retrieve` would bring; counts as a use of them."""
-        found, lease = self._match(_token_ids(tokens), salt)
+        found, lease = self._match(_numbers(tokens, "tokens"), salt)
         if lease is not None:
             lease.release()
         return found
 
     def clear(self) -> int:
         """Forget everything. Returns the number of blocks forgotten."""
+        self._require_open()
         return self._index.clear()
 
     def freeze(self, frozen: bool = True) -> None:
@@ -119,6 +130,7 @@ class LMCacheEngine:
 
     def close(self) -> None:
         """End the copy threads; later calls raise `ClosedError`. Safe twice."""
+        self._closed = True
         self._mover.close()
 
     def __enter__(self) -> "LMCacheEngine":
@@ -132,19 +144,28 @@ class LMCacheEngine:
         match = self._index.match(self._space, hashes, tail)
         return len(ids) if match.tail else match.blocks * self._block_size, match.lease()
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this engine was closed")
+
     def _hashes(self, ids: npt.NDArray[np.uint32], salt: bytes) -> tuple[list[bytes], bytes | None]:
+        self._require_open()
         hashes, tail = hash_tokens(salt, ids, self._block_size)
         return hashes, tail if self._config.tails else None
 
     def _checked(
         self, tokens: TokenIds, blocks: Blocks
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-        ids, numbers = _token_ids(tokens), np.ascontiguousarray(blocks, dtype=np.uint32)
+        ids, numbers = _numbers(tokens, "tokens"), _numbers(blocks, "blocks")
         needed = -(-len(ids) // self._block_size)
         if numbers.ndim != 1 or len(numbers) < needed:
             raise InvalidArgumentError(f"{len(ids)} tokens need {needed} blocks, got {numbers.size}")
         return ids, numbers
 
 
-def _token_ids(tokens: TokenIds) -> npt.NDArray[np.uint32]:
-    return np.ascontiguousarray(tokens, dtype=np.uint32)
+def _numbers(values: TokenIds | Blocks, name: str) -> npt.NDArray[np.uint32]:
+    numbers = np.asarray(values)
+    limit = np.iinfo(np.uint32).max
+    if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > limit):
+        raise InvalidArgumentError(f"{name} must be whole numbers from 0 to {limit}")
+    return np.ascontiguousarray(numbers, dtype=np.uint32)

@@ -33,7 +33,6 @@ LEFT = {
     "prefer_cross_layer_blocks": "False: one tensor a layer will do",
     "register_cross_layers_kv_cache": "only called when preferred",
     "register_finished_partial_tail": "False: for models with recurrent state",
-    "requires_piecewise_for_cudagraph": "False: graphs that are captured whole wait for layers by themselves",
     "reset_capture_state": "what was captured is what we want to know",
     "restore_kv_caches": "vLLM maps the same addresses again",
     "role": "vLLM's own",

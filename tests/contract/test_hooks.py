@@ -18,6 +18,7 @@ from lmcache_rs.connector.breaker import Breaker
 from lmcache_rs.connector.groups import Groups
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 from lmcache_rs.connector.stats import Counters
+from lmcache_rs.errors import ConfigError
 
 BLOCKS = SimpleNamespace(get_block_ids=lambda: ([1, 2],))
 ANSWER = SimpleNamespace(
@@ -53,10 +54,18 @@ NOTHING_TO_FAIL = {
     "build_kv_connector_stats",
     "build_prom_metrics",
     "has_connector_metadata",
+    "requires_piecewise_for_cudagraph",
     "requires_kv_delivery",
     "save_kv_layer",
     "set_xfer_handshake_metadata_pp_aware",
 }
+
+
+def test_a_wrong_value_is_found_while_vllm_reads_its_own_configuration() -> None:
+    connector = VLLM_V1.LMCacheConnectorV1
+    assert connector.requires_piecewise_for_cudagraph({"lmcache.chunk_size": 64}) is False
+    with pytest.raises(ConfigError, match="chunk_size"):
+        connector.requires_piecewise_for_cudagraph({"lmcache.chunk_size": "many"})
 
 
 class AlwaysFails:

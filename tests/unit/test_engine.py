@@ -98,17 +98,31 @@ def test_torch_tensors() -> None:
 
 def test_wrong_arguments_say_what_is_wrong() -> None:
     kv = caches()
-    with pytest.raises(InvalidArgumentError, match="block_size"):
-        LMCacheEngine(kv, 0)
+    for size in (0, 1.5, None):
+        with pytest.raises(InvalidArgumentError, match="block_size"):
+            LMCacheEngine(kv, size)  # type: ignore[arg-type]
     with engine(kv) as cache:
         with pytest.raises(InvalidArgumentError, match="10 tokens need 3 blocks, got 2"):
             cache.store(tokens(1, 10), [1, 2])
         with pytest.raises(InvalidArgumentError):
             cache.store(tokens(1, 10), [1, 2, 99])
+        for wrong in ([1.7], [-1], [2**32], ["1"]):
+            with pytest.raises(
+                InvalidArgumentError, match="tokens must be whole numbers from 0 to 4294967295"
+            ):
+                cache.lookup(wrong)  # type: ignore[arg-type]
+        assert cache.lookup([]) == 0
         assert cache.lookup(tokens(1, 10)) == 0, "a store that failed stored nothing"
         assert cache.stats()["free"] == cache.stats()["rows"]
-    with pytest.raises(ClosedError):
-        cache.store(tokens(1, 10), [1, 2, 3])
+    calls = [
+        lambda: cache.store(tokens(1, 10), [1, 2, 3]),
+        lambda: cache.lookup(tokens(1, 10)),
+        lambda: cache.retrieve(tokens(1, 10), [1, 2, 3]),
+        cache.clear,
+    ]
+    for call in calls:
+        with pytest.raises(ClosedError):
+            call()
     cache.close()
 
 

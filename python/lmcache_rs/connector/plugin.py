@@ -26,7 +26,7 @@ def register() -> None:
 
     for name in _CONNECTORS:
         if name == "LMCacheConnectorV1" and real_lmcache_installed() and not _is_set(OVERRIDE):
-            logger.info(
+            logger.warning(
                 "A real LMCache is installed and keeps the name LMCacheConnectorV1; lmcache_rs is LMCacheRsConnector "
                 "(%s=1 gives it both)",
                 OVERRIDE,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from lmcache_rs.config import load_config
 from lmcache_rs.connector import vllm_api as api
 from lmcache_rs.connector.barrier import Barrier, guard
 from lmcache_rs.connector.metrics import LMCachePromMetrics, LMCacheStats
@@ -204,12 +205,9 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         if self._scheduler is not None and connector_output.finished_recving:
             self._scheduler.received(connector_output.finished_recving)
 
-    @guard(lambda: (False, None), repair=lambda self, request, _: self._drop_request(request))
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """The request ended. Its blocks may be freed at once: those still to be stored are held in vLLM's pool."""
-        if self._scheduler is not None:
-            self._scheduler.finish_request(request, block_ids)
-        return False, None
+        return self.request_finished_all_groups(request, (block_ids,))
 
     def _drop_request(self, request: Any) -> None:
         if self._scheduler is not None:
@@ -265,6 +263,12 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     def shutdown(self) -> None:
         """End copies in bounded time and give memory back."""
         self._sides.close()
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """VLLM asks while it reads its own configuration, before any weights: a wrong value of ours ends the start."""
+        load_config(extra_config)
+        return False  # Graphs that are captured whole wait for layers by themselves.
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:

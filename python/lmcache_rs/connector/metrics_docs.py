@@ -1,0 +1,63 @@
+"""The page docs/metrics.md, from the tables: run `python -m lmcache_rs.connector.metrics_docs` and redirect it."""
+
+import sys
+from collections.abc import Iterable
+
+from lmcache_rs.connector.metric_names import COUNTERS, GAUGES, LABELLED
+
+_PAGE = """\
+# Metrics
+
+<!-- Generated: edit python/lmcache_rs/connector/metric_names.py, then run
+`python -m lmcache_rs.connector.metrics_docs > docs/metrics.md`. -->
+
+They are on vLLM's own `/metrics`, with vLLM's labels `model_name` and `engine`:
+
+    curl -s localhost:8000/metrics | grep lmcache:
+
+vLLM's log has them too, in the line `KV Transfer metrics:`, by the names of the last column: what was added since the
+line before. Names are LMCache's where it has the same. There are no histograms.
+
+Of the tokens of a request, those in vLLM's own prefix cache count as `num_vllm_hit_tokens`, those that were loaded
+beyond them as `num_hit_tokens`. In the log `LMCache hit tokens` is what was found from the first token on, `need to load`
+what was loaded.
+
+## Gauges
+
+{gauges}
+
+## Counters
+
+On `/metrics` their names end in `_total`.
+
+{counters}
+
+## Counters with labels
+
+A series appears with its first event. On the log line the labels follow the name, each after a colon.
+
+{labelled}
+"""
+
+
+def document() -> str:
+    """The whole page."""
+    gauges = (f"| `{name}` | {text} | `{short}` |" for short, (name, text) in GAUGES.items())
+    counters = (f"| `{name}` | {text} | `{short}` |" for short, (name, text) in COUNTERS.items())
+    labelled = (
+        f"| `{name}` | {', '.join(f'`{label}`' for label in labels)} | {text} | `{short}` |"
+        for short, (name, text, labels) in LABELLED.items()
+    )
+    return _PAGE.format(
+        gauges=_table(("metric", "what", "on the log line"), gauges),
+        counters=_table(("metric", "what", "on the log line"), counters),
+        labelled=_table(("metric", "labels", "what", "on the log line"), labelled),
+    )
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[str]) -> str:
+    return "\n".join([f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns), *rows])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())
