@@ -19,8 +19,8 @@ vLLM's log has them too, in the line `KV Transfer metrics:`, by the names of the
 line before. Names are LMCache's where it has the same. There are no histograms.
 
 Of the tokens of a request, those in vLLM's own prefix cache count as `num_vllm_hit_tokens`, those that were loaded
-beyond them as `num_hit_tokens`. In the log `LMCache hit tokens` is what was found from the first token on, `need to load`
-what was loaded.
+beyond them as `num_hit_tokens`. In the log `LMCache hit tokens` is what was found from the first token on, and
+`need to load` what was loaded.
 
 ## Gauges
 
