@@ -1,29 +1,108 @@
-//! A value's parts: written header last, read with some asked for in advance.
+//! Values and their parts: written header last, read with some asked for in advance.
 
 use std::io;
 
 use super::RedisTier;
 use super::cursor::Cursor;
+use super::record::Present;
 use super::servers::{Fault, expect_ok, unexpected};
 use super::wire::{Connection, Part, Reply, begin_command, begin_word, command, end_word};
 use crate::tier::format::{HEADER_BYTES, Header};
 use crate::tier::space::Generation;
-use crate::tier::{Chunk, Reason};
+use crate::tier::{Chunk, Reason, Refusal, Stored};
 
 /// A part of a value. From 8 MiB on Redis reads values at a third of the speed.
 pub(super) const PART_BYTES: usize = 4 << 20;
 
 /// Parts that are asked for in advance: the server works on the next while one is on its way, and its buffers stay
 /// small.
-pub(super) const PARTS_AHEAD: usize = 3;
+const PARTS_AHEAD: usize = 3;
+
+/// A value that is there and that nobody can use.
+pub(super) struct Useless {
+    /// The one that it was found under.
+    pub(super) generation: Generation,
+    pub(super) refusal: Refusal,
+}
 
 impl RedisTier {
-    pub(super) fn write(
+    pub(super) fn put_on(
+        &self,
+        connection: &mut Connection,
+        present: Present,
+        chunk: &Chunk,
+    ) -> Result<Stored, Fault> {
+        let header_name = |generation| self.part_name(generation, &chunk.key, self.space.rank, 0);
+        let exists = |generation, commands: &mut Vec<u8>| {
+            command(commands, &[b"EXISTS", header_name(generation).as_bytes()]);
+        };
+        match self.ask(connection, present, (1, 0), exists)?.ok_or(Reason::Absent)? {
+            (_, replies) if replies == [Reply::Integer(1)] => Ok(Stored::Present),
+            (generation, replies) if replies == [Reply::Integer(0)] => {
+                self.write(connection, generation, chunk)?;
+                Ok(Stored::Written(chunk.memory.bytes() as u64))
+            }
+            (_, replies) => Err(replies.into_iter().next().map_or(Reason::Io.into(), unexpected)),
+        }
+    }
+
+    pub(super) fn get_on(
+        &self,
+        connection: &mut Connection,
+        present: Present,
+        chunk: &Chunk,
+    ) -> Result<Result<(), Useless>, Fault> {
+        let name = |generation, part| self.part_name(generation, &chunk.key, self.space.rank, part);
+        let ahead = parts_of(chunk).min(PARTS_AHEAD);
+        let asked = self.ask(connection, present, (1, ahead), |generation, commands| {
+            (0..=ahead).for_each(|part| command(commands, &[b"GET", name(generation, part).as_bytes()]));
+        })?;
+        let (generation, mut replies) = asked.ok_or(Reason::Absent)?;
+        match self.read(connection, generation, chunk, replies.pop()) {
+            Err(Fault::Refused(refusal))
+                if matches!(refusal.reason, Reason::Truncated | Reason::Corrupt | Reason::Foreign) =>
+            {
+                Ok(Err(Useless { generation, refusal }))
+            }
+            read => read.map(Ok),
+        }
+    }
+
+    /// Reads a value whose header came in `reply`, and whose first parts are on their way.
+    fn read(
         &self,
         connection: &mut Connection,
         generation: Generation,
         chunk: &Chunk,
+        reply: Option<Reply>,
     ) -> Result<(), Fault> {
+        let ahead = parts_of(chunk).min(PARTS_AHEAD);
+        let promised = match self.verify_header(reply, generation, chunk) {
+            Ok(promised) => promised,
+            Err(fault) => {
+                skip_parts(connection, ahead)?;
+                return Err(fault);
+            }
+        };
+        let name = |part| self.part_name(generation, &chunk.key, self.space.rank, part);
+        let sum = self.read_parts(connection, chunk, ahead, name)?;
+        if sum == promised { Ok(()) } else { Err(Reason::Corrupt.into()) }
+    }
+
+    /// Removes the header of a value that nobody can use, so that it can be stored again.
+    pub(super) fn discard(&self, generation: Generation, chunk: &Chunk) {
+        let name = self.part_name(generation, &chunk.key, self.space.rank, 0);
+        let removed = self.nodes.run(&name, |connection| {
+            let mut text = Vec::new();
+            command(&mut text, &[b"UNLINK", name.as_bytes()]);
+            connection.send(&text, 1)?;
+            Ok(connection.reply()?)
+        });
+        // Otherwise the next reader does.
+        drop(removed);
+    }
+
+    fn write(&self, connection: &mut Connection, generation: Generation, chunk: &Chunk) -> Result<(), Fault> {
         let (mut cursor, mut sum) = (Cursor::new(&chunk.memory), self.space.seal.start());
         let mut parts = 0;
         let mut left = chunk.memory.bytes();
@@ -73,7 +152,7 @@ impl RedisTier {
     }
 
     /// The payload's checksum that the header in `reply` promises.
-    pub(super) fn verify_header(
+    fn verify_header(
         &self,
         reply: Option<Reply>,
         generation: Generation,
@@ -91,7 +170,7 @@ impl RedisTier {
     }
 
     /// Reads the payload, whose first `asked` parts are on their way. Returns its checksum.
-    pub(super) fn read_parts(
+    fn read_parts(
         &self,
         connection: &mut Connection,
         chunk: &Chunk,
@@ -118,7 +197,7 @@ impl RedisTier {
 }
 
 /// Parts of the chunk's payload.
-pub(super) fn parts_of(chunk: &Chunk) -> usize {
+fn parts_of(chunk: &Chunk) -> usize {
     chunk.memory.bytes().div_ceil(PART_BYTES)
 }
 

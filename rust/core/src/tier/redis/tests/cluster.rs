@@ -69,3 +69,18 @@ fn keys_are_shared_and_found_after_slots_moved() {
     assert_eq!(tier.get(&rows.chunk(lost, &[1])), Ok(()));
     assert_eq!(tier.present(&keys), Ok(vec![true; 40]));
 }
+
+#[test]
+fn what_another_thread_read_changes_no_answer() {
+    let rig = RedisRig::cluster();
+    let tier = tier(space("a"), &config(rig.url.clone()));
+    tier.put(&Rows::new(1, 4096).chunk(1, &[0])).expect("stored");
+    let old = tier.nodes.run(&tier.record_name(), |connection| tier.ask_record(connection)).expect("there");
+    tier.reset().expect("reset");
+    let found = tier.run(&tier.name_of(&key(1)), |connection, present| {
+        // A thread that was asked before the reset comes to it only now.
+        *tier.guess.lock() = old;
+        tier.present_on(connection, present, &[key(1)], &[0])
+    });
+    assert_eq!(found, Ok(vec![false]));
+}

@@ -130,7 +130,9 @@ fn the_record_of_who_was_first_stays() {
     let (first, second) = (tier(space("a"), &config(server.url())), tier(space("a"), &config(server.url())));
     first.put(&rows.chunk(1, &[0])).expect("stored");
     // As one does who saw none a moment ago.
-    second.run(&second.record_name(), |connection| second.write_record(connection, false)).expect("answered");
+    second
+        .run(&second.record_name(), |connection, _| second.write_record(connection, false))
+        .expect("answered");
     assert_eq!(second.present(&[key(1)]), Ok(vec![true]));
 }
 
