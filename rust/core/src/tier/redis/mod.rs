@@ -1,6 +1,7 @@
 //! The Redis tier: values in parts, read straight into the rows and written straight from them.
 
 mod cursor;
+mod generations;
 mod nodes;
 mod record;
 mod servers;
@@ -15,8 +16,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use generations::Generations;
 use nodes::Nodes;
-use parking_lot::Mutex;
 use record::Present;
 use servers::{Fault, unexpected};
 use url::Target;
@@ -69,9 +70,7 @@ pub struct RedisTier {
     /// In front of the names of everything of the namespace.
     home: String,
     ttl: Option<String>,
-    /// The generation that was the present one when a single server was last asked: the next question takes it for
-    /// that, and looks.
-    guess: Mutex<Option<Generation>>,
+    generations: Generations,
     /// A reset was asked for and not done: nothing may be found until it is.
     must_reset: AtomicBool,
 }
@@ -93,7 +92,7 @@ impl RedisTier {
             breaker: Breaker::new(rest),
             home: format!("{}lmcache_rs:1:{}:", config.prefix, hex(space.namespace.as_bytes())),
             ttl: config.ttl.map(|ttl| ttl.as_millis().max(1).to_string()),
-            guess: Mutex::new(None),
+            generations: Generations::default(),
             must_reset: AtomicBool::new(false),
         })
     }

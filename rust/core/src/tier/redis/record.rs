@@ -1,4 +1,4 @@
-//! The namespace's record: asked for with everything that is asked, and replaced by a reset.
+//! The namespace's record: asked for with everything that is asked, and replaced by a reset, or when it came back.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -30,10 +30,25 @@ impl RedisTier {
 
     /// Asks for the present generation alone, in a round trip of its own.
     pub(super) fn ask_record(&self, connection: &mut Connection) -> Result<Option<Generation>, Fault> {
+        let asked = self.generations.now();
         let mut text = Vec::new();
         command(&mut text, &[b"GET", self.record_name().as_bytes()]);
         connection.send(&text, 1)?;
-        self.read_record(connection)
+        let found = self.read_record(connection)?;
+        let present = found.filter(|&found| self.generations.learn(found, asked));
+        self.replace_if_retired(connection, found, present)?;
+        Ok(present)
+    }
+
+    /// Whoever sees that the server went back behind a reset ends it: one who only stores and one who only searches have
+    /// to agree on what comes next.
+    fn replace_if_retired(
+        &self,
+        connection: &mut Connection,
+        found: Option<Generation>,
+        present: Option<Generation>,
+    ) -> Result<(), Fault> {
+        if found == present { Ok(()) } else { self.write_record(connection, false) }
     }
 
     /// The generation in the record that is the next reply.
@@ -61,8 +76,9 @@ impl RedisTier {
             connection.send(&text, count + parts)?;
             return Ok(Some((present, replies(connection, count)?)));
         }
-        let mut guess = *self.guess.lock();
+        let mut guess = self.generations.latest();
         for _ in 0..ROUNDS_MAX {
+            let asked = self.generations.now();
             let mut text = Vec::new();
             command(&mut text, &[b"GET", self.record_name().as_bytes()]);
             if let Some(guess) = guess {
@@ -70,13 +86,14 @@ impl RedisTier {
             }
             let (count, parts) = if guess.is_some() { (count, parts) } else { (0, 0) };
             connection.send(&text, 1 + count + parts)?;
-            let present = self.read_record(connection)?;
+            let found = self.read_record(connection)?;
             let replies = replies(connection, count)?;
-            *self.guess.lock() = present;
+            let present = found.filter(|&found| self.generations.learn(found, asked));
             if let Some(present) = present.filter(|&present| guess == Some(present)) {
                 return Ok(Some((present, replies)));
             }
             skip_parts(connection, parts)?;
+            self.replace_if_retired(connection, found, present)?;
             if present.is_none() {
                 return Ok(None);
             }
@@ -85,21 +102,31 @@ impl RedisTier {
         Err(Fault::Refused(Refusal::new(Reason::Io, "the namespace is reset all the time")))
     }
 
-    /// Writes down a new generation: in the place of another one only if `replace`, or if that cannot be read.
+    /// Writes down a new generation: in the place of another one only if `replace`, or if that cannot be read or is gone
+    /// for good.
     pub(super) fn write_record(&self, connection: &mut Connection, replace: bool) -> Result<(), Fault> {
         let generation = Generation::draw().map_err(Fault::Refused)?;
         let record = encode_record(&self.space, generation);
         let name = self.record_name();
+        if replace {
+            // What others learn from here on may be the new one.
+            self.generations.retire_latest();
+        }
+        let asked = self.generations.now();
         let mut text = Vec::new();
         command(&mut text, &[b"SET", name.as_bytes(), &record, b"NX"]);
         command(&mut text, &[b"GET", name.as_bytes()]);
         connection.send(&text, 2)?;
         let set = connection.reply()?;
-        let found = connection.reply()?;
-        if !replace
-            && matches!(&found, Reply::Bulk(Some(record)) if decode_record(&self.space, record).is_some())
-        {
-            return Ok(());
+        let found = match connection.reply()? {
+            Reply::Bulk(Some(record)) => decode_record(&self.space, &record),
+            _ => None,
+        };
+        match found {
+            Some(found) if replace && found != generation => self.generations.retire(found),
+            // The one that was just written, or one that stays.
+            Some(found) if self.generations.learn(found, asked) => return Ok(()),
+            _ => {}
         }
         if let refused @ Reply::Error(_) = set {
             return Err(unexpected(refused));
@@ -112,7 +139,6 @@ impl RedisTier {
 
     pub(super) fn reset_on(&self, connection: &mut Connection) -> Result<(), Fault> {
         self.write_record(connection, true)?;
-        *self.guess.lock() = None;
         self.must_reset.store(false, Ordering::SeqCst);
         Ok(())
     }

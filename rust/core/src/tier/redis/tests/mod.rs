@@ -2,6 +2,7 @@
 
 mod cluster;
 mod failures;
+mod rollback;
 mod server;
 mod strange;
 mod tls;
@@ -55,6 +56,11 @@ impl RedisRig {
     fn parts(&self, name: &str) -> Vec<String> {
         let parts = (1..).map(|part| part_of(name, part));
         parts.take_while(|part| self.owner(part).get(part).is_some()).collect()
+    }
+
+    /// The name of the only namespace's record.
+    fn record(&self) -> String {
+        self.names().into_iter().find(|name| name.ends_with("generation")).expect("there")
     }
 
     fn names(&self) -> Vec<String> {
