@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 
 /// The file system.
 #[derive(Clone, Debug, Default)]
@@ -46,13 +46,15 @@ impl Files {
 
     pub(super) fn open_to_read(&self, path: &Path, direct: bool) -> io::Result<File> {
         self.before_call()?;
-        OpenOptions::new().read(true).custom_flags(flags(direct)).open(path)
+        may_wait(OpenOptions::new().read(true).custom_flags(flags(direct)).open(path)?)
     }
 
     /// A new file, which nobody else may read.
     pub(super) fn create(&self, path: &Path, direct: bool) -> io::Result<File> {
         self.before_call()?;
-        OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(flags(direct)).open(path)
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600).custom_flags(flags(direct));
+        may_wait(options.open(path)?)
     }
 
     /// A file to read and write, made if need be.
@@ -156,4 +158,12 @@ impl Files {
 fn flags(direct: bool) -> i32 {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
     if direct { flags | libc::O_DIRECT } else { flags }
+}
+
+/// Opening must not wait, transfers must: on kernels and devices that cannot tell in advance whether they would, `io_uring`
+/// refuses every transfer of a file with `O_NONBLOCK`.
+fn may_wait(file: File) -> io::Result<File> {
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+    Ok(file)
 }

@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 
 use rig::{DiskRig, Medium};
+use rustix::fs::OFlags;
 
 use crate::tier::fake::{Rows, contract, space};
 use crate::tier::{Reason, Stored, Tier};
@@ -64,6 +65,24 @@ fn what_takes_a_values_place_is_neither_followed_nor_waited_for() {
     .expect("a FIFO");
     assert!(fs::symlink_metadata(&path).expect("there").file_type().is_fifo());
     assert!(tier.get(&chunk).is_err());
+}
+
+#[test]
+fn transfers_may_wait() {
+    let medium = Medium::new(1);
+    medium.files.create_directories(&medium.path(0)).expect("made");
+    for direct in [false, true] {
+        let path = medium.path(0).join(direct.to_string());
+        let Ok(created) = medium.files.create(&path, direct) else {
+            assert!(direct, "only O_DIRECT is not to be had everywhere");
+            continue;
+        };
+        for file in [created, medium.files.open_to_read(&path, direct).expect("there")] {
+            let flags = rustix::fs::fcntl_getfl(&file).expect("open");
+            assert!(!flags.contains(OFlags::NONBLOCK), "{flags:?}");
+            assert_eq!(flags.contains(OFlags::DIRECT), direct, "{flags:?}");
+        }
+    }
 }
 
 #[test]
