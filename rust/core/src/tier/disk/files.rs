@@ -143,7 +143,7 @@ impl Files {
         file.sync_all()
     }
 
-    /// Locks for as long as the file is open; false when somebody else has it.
+    /// Locks until it is unlocked or nobody has the file open any more; false when somebody else has it.
     pub(super) fn try_lock(&self, file: &File) -> io::Result<bool> {
         self.before_call()?;
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
@@ -151,6 +151,11 @@ impl Files {
             Err(error) if io::Error::from(error).kind() == ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    pub(super) fn unlock(&self, file: &File) -> io::Result<()> {
+        self.before_call()?;
+        Ok(rustix::fs::flock(file, FlockOperation::Unlock)?)
     }
 }
 

@@ -97,6 +97,13 @@ impl Quota {
     }
 }
 
+/// Closing the file is not enough: a process that was forked meanwhile has it open too, for as long as it lives.
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let _ = self.quota.files.unlock(&self.usage);
+    }
+}
+
 impl Locked<'_> {
     /// Notes that `bytes` come, having made room for them.
     pub(super) fn reserve(&self, bytes: u64) -> Result<(), Refusal> {
@@ -164,6 +171,12 @@ impl Locked<'_> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => 0,
             _ => entry.bytes,
         }
+    }
+
+    /// What a process has that was forked while the directory was locked.
+    #[cfg(test)]
+    pub(super) fn forked(&self) -> File {
+        self.usage.try_clone().expect("open")
     }
 
     fn used(&self) -> Option<u64> {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::super::quota::Quota;
 use super::rig::Medium;
 use crate::tier::fake::{Rows, space};
 use crate::tier::{Chunk, Reason, Stored, Tier};
@@ -166,4 +167,16 @@ fn who_holds_the_lock_for_long_costs_a_store() {
     assert_eq!(tier.get(&rows.chunk(1, &[0])), Ok(()));
     drop(usage);
     store(&tier, &rows.chunk(2, &[0]));
+}
+
+#[test]
+fn a_process_that_was_forked_under_the_lock_does_not_keep_it() {
+    let (medium, rows) = (Medium::new(1), Rows::new(1, 4096));
+    let tier = medium.tier(space("a"), u64::MAX);
+    let quota = Quota::new(medium.path(0).join("lmcache_rs-1"), u64::MAX, medium.files.clone());
+    let locked = quota.lock().expect("free");
+    let forked = locked.forked();
+    drop(locked);
+    store(&tier, &rows.chunk(1, &[0]));
+    drop(forked);
 }
