@@ -104,7 +104,7 @@ impl Servers {
             Route::Tcp(address) | Route::Tls(address, _) => {
                 Stream::connect(address, self.tls.as_ref(), limit)?
             }
-            Route::Unix(path) => Stream::unix(path)?,
+            Route::Unix(path) => Stream::unix(path, limit)?,
             // Its nodes are targets of their own.
             Route::Cluster(_) => return Err(Reason::Internal.into()),
             Route::Sentinel(sentinels, master) => {

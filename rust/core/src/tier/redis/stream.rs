@@ -8,6 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -76,8 +79,15 @@ impl Stream {
         Ok(Self::Tls(Box::new(StreamOwned::new(client, stream))))
     }
 
-    pub(super) fn unix(path: &str) -> io::Result<Self> {
-        Ok(Self::Unix(UnixStream::connect(path)?))
+    /// Over a Unix socket.
+    pub(super) fn unix(path: &str, limit: Duration) -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // A server that takes no connection for now lets us wait: without this, as long as it hangs.
+        set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+        match connect(&socket, &SocketAddrUnix::new(path)?) {
+            Err(Errno::AGAIN) => Err(ErrorKind::TimedOut.into()),
+            ended => Ok(Self::Unix(ended.map(|()| UnixStream::from(socket))?)),
+        }
     }
 
     /// A call may wait so long.

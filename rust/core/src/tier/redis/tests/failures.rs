@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,26 @@ fn a_server_that_hangs_is_given_up_in_time_and_not_asked_again() {
         assert_eq!(reason(tier.present(&[key(1)])), Reason::Paused);
     }
     server.signal(Signal::CONT);
+}
+
+#[test]
+fn a_unix_socket_whose_queue_is_full_is_given_up_in_time() {
+    /// More than wait in the server's queue.
+    const ATTEMPTS: usize = 10;
+    let server = Server::start(&["--tcp-backlog", "3"]);
+    let timeout = Duration::from_millis(200);
+    let config = RedisConfig { timeout, ..config(format!("unix://{}", server.socket())) };
+    server.signal(Signal::STOP);
+    let (sender, ended) = mpsc::channel();
+    // Without a limit it hangs, and the test has to end all the same.
+    thread::spawn(move || {
+        let tier = tier(space("a"), &config);
+        let chunk = Rows::new(1, 4096).chunk(1, &[0]);
+        (0..ATTEMPTS).try_for_each(|_| sender.send(tier.get(&chunk)))
+    });
+    for _ in 0..ATTEMPTS {
+        assert_eq!(reason(ended.recv_timeout(LONG).expect("it hangs")), Reason::Late);
+    }
 }
 
 #[test]
