@@ -247,7 +247,7 @@ impl Directory {
             made.map(|()| file).inspect_err(|_| drop(self.files.remove(&temporary)))
         });
         match created {
-            Ok(file) => Ok(Temporary { directory: self, path: temporary, file, bytes, is_renamed: false }),
+            Ok(file) => Ok(Temporary { directory: self, path: temporary, file, is_renamed: false }),
             Err(error) => {
                 locked.release(bytes);
                 Err(self.refused(&error, &temporary))
@@ -268,9 +268,14 @@ impl Directory {
 
     /// Removes what no one can use.
     fn discard(&self, path: &Path) {
+        // First: who counts the files after it is gone must not find its bytes subtracted once more.
+        let locked = self.quota.lock();
         let bytes = self.files.stat(path).map_or(0, |stat| stat.bytes);
-        if self.files.remove(path).is_ok() {
-            self.quota.release(bytes);
+        // What cannot be removed is still there, and stays counted; without the lock its bytes do, until the next eviction.
+        if self.files.remove(path).is_ok()
+            && let Ok(locked) = locked
+        {
+            locked.release(bytes);
         }
     }
 
@@ -308,15 +313,13 @@ struct Temporary<'a> {
     directory: &'a Directory,
     path: PathBuf,
     file: File,
-    bytes: u64,
     is_renamed: bool,
 }
 
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
-        // What cannot be removed is still there, and stays counted.
-        if !self.is_renamed && self.directory.files.remove(&self.path).is_ok() {
-            self.directory.quota.release(self.bytes);
+        if !self.is_renamed {
+            self.directory.discard(&self.path);
         }
     }
 }
@@ -324,4 +327,56 @@ impl Drop for Temporary<'_> {
 /// Bytes of the chunk's file.
 fn value_bytes(chunk: &Chunk) -> u64 {
     (HEADER_BYTES + chunk.memory.bytes()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, thread};
+
+    use super::*;
+    use crate::tier::fake::space;
+
+    /// Of each of two files.
+    const BYTES: u64 = 8192;
+
+    /// More than anything takes on a loaded machine.
+    const LONG: Duration = Duration::from_secs(30);
+
+    /// `remove` removes the file that it gets, while somebody else has the directory locked and counts.
+    fn check_counted(remove: impl FnOnce(Temporary) + Send) {
+        let medium = tempfile::tempdir().expect("a directory");
+        let manner = Manner { files: Files::default(), direct: false, rest: Duration::ZERO };
+        let directory = Directory::new(medium.path(), u64::MAX, space("a"), manner);
+        let fan = directory.home.join("0/0");
+        let create = |name: &str| directory.create(&fan.join(name), BYTES).expect("room");
+        let (_stays, goes) = (create("stays"), create("goes"));
+        let path = goes.path.clone();
+        let locked = directory.quota.lock().expect("free");
+        thread::scope(|scope| {
+            let removing = scope.spawn(|| remove(goes));
+            let end = Instant::now() + LONG;
+            while path.exists() {
+                assert!(Instant::now() < end, "removed also where the lock is not to be had");
+                thread::yield_now();
+            }
+            locked.make_room(0).expect("counted");
+            drop(locked);
+            removing.join().expect("removed");
+        });
+        let usage = fs::read(medium.path().join(ROOT_NAME).join("usage")).expect("there");
+        assert_eq!(usage, BYTES.to_le_bytes(), "what stays");
+    }
+
+    #[test]
+    fn what_is_given_up_is_subtracted_once() {
+        check_counted(|temporary| drop(temporary));
+    }
+
+    #[test]
+    fn what_is_useless_is_subtracted_once() {
+        check_counted(|mut temporary| {
+            temporary.is_renamed = true;
+            temporary.directory.discard(&temporary.path);
+        });
+    }
 }

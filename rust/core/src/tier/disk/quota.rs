@@ -88,13 +88,6 @@ impl Quota {
         }
         Ok(Locked { quota: self, usage })
     }
-
-    /// Notes that `bytes` are gone. Failing that, the next eviction finds out.
-    pub(super) fn release(&self, bytes: u64) {
-        if let Ok(locked) = self.lock() {
-            locked.release(bytes);
-        }
-    }
 }
 
 /// Closing the file is not enough: a process that was forked meanwhile has it open too, for as long as it lives.
