@@ -134,8 +134,9 @@ impl GpuMover {
         detached(py, move || mover.join_load(job.0, layer, stream.0))
     }
 
-    fn settle_loads(&self, limit_s: Timeout, by_layers_s: Timeout) -> PyResult<Vec<u64>> {
-        guarded_py(|| self.get()?.settle_loads(limit_s.0, by_layers_s.0).map_err(|error| to_python(&error)))
+    fn settle_loads(&self, py: Python<'_>, limit_s: Timeout, by_layers_s: Timeout) -> PyResult<Vec<u64>> {
+        let mover = self.get()?;
+        detached(py, move || mover.settle_loads(limit_s.0, by_layers_s.0))
     }
 
     fn poll(&self) -> PyResult<Vec<(u64, i64, f64)>> {
