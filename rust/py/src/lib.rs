@@ -8,8 +8,9 @@ mod tier;
 
 use pyo3::prelude::*;
 
-/// The extension module; its documentation is in `python/lmcache_rs/_core.pyi`.
-#[pymodule(gil_used = false)]
+/// The extension module; its documentation is in `python/lmcache_rs/_core.pyi`. It needs the GIL, also of a Python that can do
+/// without: `index` says why.
+#[pymodule(gil_used = true)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("build_profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
