@@ -171,6 +171,10 @@ impl OpenLoad {
     /// When it will have ended, if it goes on as it did, or at first as the load `before`; `alone`: the bus does nothing
     /// else. None: nobody knows yet.
     pub(super) fn left(&self, before: Option<Speed>, alone: bool, now: Instant) -> Option<Duration> {
+        if self.failed {
+            // A failed stage ends once for each of its events, so that more are done than there are.
+            return None;
+        }
         let own = self.speed().filter(|_| self.done >= TELLING_STAGES || before.is_none());
         let (speed, since, stages) = match self.seen {
             Some((_, last)) => (own.or(before)?, last, self.stages - self.done),
@@ -179,7 +183,7 @@ impl OpenLoad {
             None => return None,
         };
         let waited = now.saturating_duration_since(since);
-        if self.failed || (self.seen.is_none() && waited > speed.time_for(self.bytes(TELLING_STAGES))) {
+        if self.seen.is_none() && waited > speed.time_for(self.bytes(TELLING_STAGES)) {
             return None;
         }
         Some(speed.time_for(self.bytes(stages)).saturating_sub(waited))
@@ -225,6 +229,10 @@ mod tests {
         assert_eq!(load.left(None, true, start + ms(200)), Some(ms(0)), "it should have ended");
         load.failed = true;
         assert_eq!(load.left(None, true, start + ms(38)), None);
+        for _ in 15..=45 {
+            load.stage_ended(start + ms(38));
+        }
+        assert_eq!(load.left(None, true, start + ms(38)), None, "a failed stage ends several times");
     }
 
     #[test]
