@@ -1,6 +1,6 @@
 """Says soon after the start which slower tier cannot be used, and why. Nobody waits for it."""
 
-import shutil
+import os
 from collections.abc import Mapping
 from threading import Thread
 
@@ -37,7 +37,8 @@ def check(config: Config, name: str, tier: Tier) -> None:
     if name == "disk":
         share = config.max_local_disk_bytes // len(config.local_disk)
         for path in config.local_disk:
-            if share > (total := shutil.disk_usage(path).total):
+            system = os.statvfs(path)
+            if share > (total := system.f_blocks * system.f_frsize):
                 logger.warning(
                     "max_local_disk_size: %s for %s, whose file system has %s",
                     v.size_words(share),
