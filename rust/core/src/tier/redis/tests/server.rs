@@ -2,7 +2,8 @@
 
 use std::env;
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,9 @@ use super::super::stream::Stream;
 use super::super::url::Address;
 use super::super::wire::{Connection, Reply, command};
 use super::LONG;
+
+/// Ports that a server tries.
+const ATTEMPTS_MAX: usize = 10;
 
 /// A server, ended when it is dropped.
 pub(super) struct Server {
@@ -24,12 +28,18 @@ impl Server {
     pub(super) fn start(arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        // A cluster's nodes talk to each other 10,000 above.
-        let port = (0..1000).map(|_| free_port()).find(|&port| port < 55_000).expect("a port");
+        let port = server_port();
         let child = spawn(port, &arguments, directory.path());
-        let server = Self { child, port, arguments, directory };
-        server.wait();
-        server
+        let mut server = Self { child, port, arguments, directory };
+        // Somebody may have been quicker to take the port.
+        for _ in 0..ATTEMPTS_MAX {
+            if server.comes_up() {
+                return server;
+            }
+            server.port = server_port();
+            server.child = spawn(server.port, &server.arguments, server.directory.path());
+        }
+        panic!("the redis-server ends at once");
     }
 
     pub(super) fn address(&self) -> String {
@@ -50,10 +60,10 @@ impl Server {
         self.child.wait().expect("ended");
     }
 
-    /// Starts it again at the same port, empty.
+    /// Starts it again at the same port, empty unless it was told to save.
     pub(super) fn restart(&mut self) {
         self.child = spawn(self.port, &self.arguments, self.directory.path());
-        self.wait();
+        assert!(self.comes_up(), "the redis-server ends at once");
     }
 
     /// Lets it hang, or go on.
@@ -62,12 +72,18 @@ impl Server {
         rustix::process::kill_process(process, signal).expect("running");
     }
 
-    fn wait(&self) {
+    /// Waits until it serves, or has ended.
+    fn comes_up(&mut self) -> bool {
         let end = Instant::now() + LONG;
-        while Stream::connect(&self.place(), None, LONG).is_err() {
+        // By its socket, where nobody else answers.
+        while !answers(&self.socket()) {
+            if self.child.try_wait().expect("ours").is_some() {
+                return false;
+            }
             assert!(Instant::now() < end, "the redis-server does not come up");
             thread::sleep(Duration::from_millis(5));
         }
+        true
     }
 
     fn place(&self) -> Address {
@@ -168,6 +184,33 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether the server behind the socket has read what it starts with.
+fn answers(socket: &str) -> bool {
+    let Ok(stream) = Stream::unix(socket, LONG) else { return false };
+    let mut connection = Connection::new(stream);
+    let mut text = Vec::new();
+    command(&mut text, &[b"PING"]);
+    let asked = connection.limit(LONG).and_then(|()| connection.send(&text, 1));
+    match asked.and_then(|()| connection.reply()) {
+        // Who wants a password first serves.
+        Ok(Reply::Error(error)) => !error.starts_with("LOADING"),
+        answer => answer.is_ok(),
+    }
+}
+
+/// A port for a server and one 10,000 above, where a cluster's nodes talk to each other. Both below those that the system gives
+/// to whoever asks for any: all connections of these tests have such a one.
+fn server_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let candidate = || {
+        let number = process::id().wrapping_mul(101).wrapping_add(NEXT.fetch_add(1, Ordering::SeqCst));
+        10_000 + u16::try_from(number % 12_000).expect("small")
+    };
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let mut candidates = (0..1000).map(|_| candidate());
+    candidates.find(|&port| is_free(port) && is_free(port + 10_000)).expect("a port")
 }
 
 /// A port that nobody listens at.
