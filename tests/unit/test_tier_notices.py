@@ -99,7 +99,9 @@ def test_a_tier_that_cannot_be_used_is_told_of_at_the_start(
         for thread in check_in_background(config, open_tiers(config, 0, 1, bytes(32), searching=True)):
             thread.join(60)
     first, second = heard.messages
-    assert first.startswith(f"KV cannot be kept on disk now: io_error ({tmp_path}/file/lmcache_rs-1/usage: ")
+    assert first.startswith(
+        f"KV cannot be kept on disk at {tmp_path}/file now: io_error ({tmp_path}/file/lmcache_rs"
+    )
     assert second.startswith(f"max_local_disk_size: 1024 TiB for {tmp_path}/huge, whose file system has ")
 
 

@@ -7,7 +7,7 @@ from threading import Thread
 from lmcache_rs._core import Tier
 from lmcache_rs.config import Config
 from lmcache_rs.config import values as v
-from lmcache_rs.connector.tiers import OpenTier
+from lmcache_rs.connector.tiers import OpenTier, place
 from lmcache_rs.errors import TierError
 from lmcache_rs.log import init_logger
 
@@ -31,7 +31,9 @@ def check(config: Config, name: str, tier: Tier) -> None:
         tier.check()
     except TierError as error:
         logger.warning(
-            "KV cannot be kept on %s now: %s. It is tried again whenever it is needed", name, error
+            "KV cannot be kept on %s now: %s. It is tried again whenever it is needed",
+            place(config, name),
+            error,
         )
         return
     if name == "disk":

@@ -60,12 +60,14 @@ def describe(config: Config, tiers: Mapping[str, OpenTier]) -> str:
     """Name each tier, where it is and what it is not used for, without secrets."""
     parts = []
     for name, tier in tiers.items():
-        if name == "disk":
-            where = f"{', '.join(config.local_disk)} ({v.size_words(config.max_local_disk_bytes)})"
-        else:
-            where = shown(config.remote_url or "")
         limits = (
             "" if tier.may_store and tier.may_load else " (only read)" if tier.may_load else " (only written)"
         )
-        parts.append(f"{name} at {where}{limits}")
+        size = f" ({v.size_words(config.max_local_disk_bytes)})" if name == "disk" else ""
+        parts.append(f"{place(config, name)}{size}{limits}")
     return "; ".join(parts)
+
+
+def place(config: Config, name: str) -> str:
+    """Name a tier and where it is, without secrets."""
+    return f"{name} at {', '.join(config.local_disk) if name == 'disk' else shown(config.remote_url or '')}"
