@@ -160,14 +160,14 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
     def clear(self) -> int:
         return int(handle().clear())
 
-    def clear_during(self, prompt: Any, after: int) -> None:
-        """Run a request, and forget all that is stored after so many of its steps."""
+    def lose_during(self, prompt: Any, after: int) -> None:
+        """Run a request, and lose what is stored after so many of its steps, as by eviction: it goes on storing."""
         engine = self.llm.llm_engine
         self.ids += 1
-        engine.add_request(f"cleared-{self.ids}", {"prompt_token_ids": tokens_of(prompt)}, self.sampling(8))
+        engine.add_request(f"lost-{self.ids}", {"prompt_token_ids": tokens_of(prompt)}, self.sampling(8))
         for step in range(1000):
             if step == after:
-                handle().clear()
+                handle()._scheduler.index.clear()
             if not engine.has_unfinished_requests():
                 return
             engine.step()

@@ -81,7 +81,7 @@ def test_blocks_that_left_the_window_are_not_stored_late(
     """VLLM does not say which blocks it takes from a running request; others are written there by then."""
     prompts = [generate([[3, length]]) for length in (400, 1000, 1500)]
     model = other_model("hybrid")
-    steps: Steps = [("clear_during", {"prompt": LONG, "after": 4}), *prompts, ("stats", {})]
+    steps: Steps = [("lose_during", {"prompt": LONG, "after": 4}), *prompts, ("stats", {})]
     run = run_scenario(steps, connector=connector(), model=model)
     assert run.tokens() == baseline(prompts, model=model).tokens()
     assert run.cached(1) == [0]
