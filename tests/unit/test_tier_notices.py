@@ -2,6 +2,8 @@
 
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,32 @@ def test_a_tier_that_cannot_be_used_is_told_of_at_the_start(
         f"KV cannot be kept on disk at {tmp_path}/file now: io_error ({tmp_path}/file/lmcache_rs"
     )
     assert second.startswith(f"max_local_disk_size: 1024 TiB for {tmp_path}/huge, whose file system has ")
+
+
+# A server that takes connections and says nothing, and an interpreter that is still ending when it is given up.
+ENDS_DURING_A_CHECK = """
+import os, socket, sys, time
+from lmcache_rs.config import load_config
+from lmcache_rs.connector.tier_check import check_in_background
+from lmcache_rs.connector.tiers import open_tiers
+
+class Slow:
+    def __del__(self, sleep=time.sleep, ending=sys.is_finalizing, write=os.write):
+        write(1, str(ending()).encode())
+        sleep(1.0)
+
+silent = socket.create_server(("127.0.0.1", 0))
+url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+config = load_config({"lmcache.remote_url": url, "lmcache.blocking_timeout_secs": 0.3}, {})
+check_in_background(config, open_tiers(config, 0, 1, bytes(32), searching=True))
+sys.modules["kept to the end"] = Slow()
+"""
+
+
+def test_the_interpreter_ends_while_a_tier_is_checked() -> None:
+    command = [sys.executable, "-c", ENDS_DURING_A_CHECK]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True", "")
 
 
 def test_every_count_has_a_metric() -> None:
