@@ -114,15 +114,15 @@ class SchedulerHooks(Hooks):
         return self.hooks.build_connector_meta(scheduled).orders
 
     def acknowledge(self, acks: Any) -> None:
-        self._output(API.WorkerMetadata(acks), None)
+        self.output(API.WorkerMetadata(acks), None)
 
     def received(self, request_ids: list[str]) -> None:
-        self._output(None, set(request_ids))
+        self.output(None, set(request_ids))
 
     def spoiled(self, blocks: set[int]) -> None:
-        self._output(None, None, blocks)
+        self.output(None, None, blocks)
 
-    def _output(self, answer: Any, received: set[str] | None, bad: Iterable[int] = ()) -> None:
+    def output(self, answer: Any, received: set[str] | None, bad: Iterable[int] = ()) -> None:
         output = SimpleNamespace(
             kv_connector_worker_meta=answer, finished_recving=received, invalid_block_ids=set(bad)
         )

@@ -287,10 +287,6 @@ def test_what_is_computed_on_another_connectors_failed_load_is_not_kept() -> Non
     worker.after_forward(orders)
     worker.take_received()
     assert worker.take_bad_blocks() == set()
-    answer = API.WorkerMetadata(worker.take_step_acks())
-    output = SimpleNamespace(
-        kv_connector_worker_meta=answer, finished_recving=None, invalid_block_ids=set(request.table[:2])
-    )
-    engine.scheduler.hooks.update_connector_output(output)
+    engine.scheduler.output(API.WorkerMetadata(worker.take_step_acks()), None, request.table[:2])
     assert engine.scheduler.index.stats()["visible"] == 0
     assert engine.counters.totals()["dropped_stores:void"] == 1

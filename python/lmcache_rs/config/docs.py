@@ -81,7 +81,8 @@ def _default(key: Key) -> str:
     return f"{key.default:g}" if isinstance(key.default, float) else str(key.default)
 
 
-def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
     lines = [heads, ("---",) * len(heads), *rows]
     return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
 
@@ -91,17 +92,17 @@ def _honoured(keys: Iterable[Key]) -> str:
     for key in keys:
         text = f"{key.text} (LMCache's default: {key.differs}.)" if key.differs else key.text
         rows.append((f"`{key.name}`", key.kind.name, _default(key), f"`{key.variable}`", text))
-    return _table(("key", "type", "default", "variable", "what it does"), rows)
+    return table(("key", "type", "default", "variable", "what it does"), rows)
 
 
 def _others(keys: Iterable[Key]) -> str:
     rows = [(f"`{key.name}`", key.kind.name, _default(key), f"`{key.variable}`", key.text) for key in keys]
-    return _table(("key", "type", "LMCache's default", "variable", "why"), rows)
+    return table(("key", "type", "LMCache's default", "variable", "why"), rows)
 
 
 def _by_status(keys: Iterable[Key]) -> str:
     rows = [(f"`{key.name}`", key.kind.name, key.status.value, key.text) for key in keys]
-    return _table(("name", "type", "status", "why, or what it does"), rows)
+    return table(("name", "type", "status", "why, or what it does"), rows)
 
 
 def document() -> str:
@@ -123,7 +124,7 @@ def document() -> str:
         (Status.NOT_PLANNED, "Not supported"),
     ):
         parts += [f"\n## {title}\n\n", _others(key for key in others.OTHER_KEYS if key.status is status)]
-    old = _table(("old name", "name"), ((f"`{old}`", f"`{new}`") for old, new in others.ALIASES.items()))
+    old = table(("old name", "name"), ((f"`{old}`", f"`{new}`") for old, new in others.ALIASES.items()))
     unprefixed = [*extras.UNPREFIXED_KEYS, *(_prefixed(key) for key in extras.PREFIXED_KEYS)]
     parts += ["\nOld names:\n\n", old]
     parts += ["\n## Inside `extra_config`\n\n", _by_status(extras.EXTRA_CONFIG_KEYS)]

@@ -1,5 +1,6 @@
 """Settings that are not keys of their own: inside extra_config, without a prefix in vLLM's, and variables."""
 
+from lmcache_rs.config import reasons
 from lmcache_rs.config import values as v
 from lmcache_rs.config.keys import Key, Status
 from lmcache_rs.config.remote import REMOTE_URL
@@ -13,18 +14,10 @@ _LOGIN = "For a `remote_url` without a login."
 _CONNECTIONS = "a connection is opened where a thread needs one: see `tier_threads`"
 _TIMEOUT = "loads wait `blocking_timeout_secs` at most, lookups 0.25 s, connecting takes 2 s at most"
 _HEALTH = "a server that fails rests for a second and is tried again; what it has is computed meanwhile"
-_NUMA = "NUMA placement comes in a later version"
 _USAGE = "details in responses come in a later version"
-_LOOKUP = (
-    "the index is in the scheduler's own process: a lookup waits for nobody in RAM, 0.25 s for disk or Redis"
-)
 _RANKS = "every rank keeps its own part"
 _POOL = "the pool's memory is private and aligned to 4 KiB"
-_API = "there is no HTTP server; metrics are on vLLM's /metrics"
-_CONTROLLER = "there is no controller"
-_PLUGINS = "no foreign code is loaded"
 _TIER = "there is no such tier"
-_SERVER = "there is no separate server: lmcache_rs works in vLLM's processes"
 _SILENT = "nothing is reported to anyone"
 
 # Inside the mapping `extra_config`.
@@ -67,10 +60,10 @@ EXTRA_CONFIG_KEYS: tuple[Key, ...] = (
     Key("fallback_policy", v.choice("recompute", "local_cpu"), None, _IGNORED, _HEALTH),
     Key("get_blocking_failed_threshold", _COUNT, None, _IGNORED, _HEALTH),
     Key("waiting_time_for_recovery", _N, None, _IGNORED, _HEALTH),
-    Key("gpu_to_numa_mapping", _ANY, None, _YET, _NUMA),
+    Key("gpu_to_numa_mapping", _ANY, None, _YET, reasons.NUMA),
     Key("enable_cache_usage_details_in_response", _B, None, _YET, _USAGE),
-    Key("lookup_backoff_time", _N, None, _IGNORED, _LOOKUP),
-    Key("use_exists_sync", _B, None, _IGNORED, _LOOKUP),
+    Key("lookup_backoff_time", _N, None, _IGNORED, reasons.LOOKUP),
+    Key("use_exists_sync", _B, None, _IGNORED, reasons.LOOKUP),
     Key("save_chunk_meta", _B, None, _IGNORED, "objects always carry their own header"),
     Key(
         "force_store_wait", _B, None, _IGNORED, "a request that returns waits for its own stores, for a while"
@@ -83,16 +76,16 @@ EXTRA_CONFIG_KEYS: tuple[Key, ...] = (
     Key("shared_memory_name", _T, None, _IGNORED, _POOL),
     Key("histogram_bucket_*", _ANY, None, _IGNORED, "there are no histograms, only counters and gauges"),
     Key("chunk_statistics_*", _ANY, None, _NO, "chunk statistics are not kept"),
-    Key("internal_api_server_*", _ANY, None, _NO, _API),
-    Key("kv_msg_batch_*", _ANY, None, _NO, _CONTROLLER),
-    Key("full_sync_*", _ANY, None, _NO, _CONTROLLER),
-    Key("heartbeat_url", _ANY, None, _NO, _CONTROLLER),
-    Key("worker_socket_*", _ANY, None, _NO, _CONTROLLER),
-    Key("controller_packages", _ANY, None, _NO, _CONTROLLER),
-    Key("disabled_controllers", _ANY, None, _NO, _CONTROLLER),
+    Key("internal_api_server_*", _ANY, None, _NO, reasons.API),
+    Key("kv_msg_batch_*", _ANY, None, _NO, reasons.CONTROLLER),
+    Key("full_sync_*", _ANY, None, _NO, reasons.CONTROLLER),
+    Key("heartbeat_url", _ANY, None, _NO, reasons.CONTROLLER),
+    Key("worker_socket_*", _ANY, None, _NO, reasons.CONTROLLER),
+    Key("controller_packages", _ANY, None, _NO, reasons.CONTROLLER),
+    Key("disabled_controllers", _ANY, None, _NO, reasons.CONTROLLER),
     Key("p2p_*", _ANY, None, _NO, "there is no peer-to-peer transfer"),
-    Key("storage_plugin.*", _ANY, None, _NO, _PLUGINS),
-    Key("remote_storage_plugin.*", _ANY, None, _NO, _PLUGINS),
+    Key("storage_plugin.*", _ANY, None, _NO, reasons.PLUGINS),
+    Key("remote_storage_plugin.*", _ANY, None, _NO, reasons.PLUGINS),
     Key("rust_raw_block.*", _ANY, None, _NO, _TIER),
     Key("fs_*", _ANY, None, _NO, _TIER),
     Key("s3_*", _ANY, None, _NO, _TIER),
@@ -123,7 +116,7 @@ UNPREFIXED_KEYS: tuple[Key, ...] = (
 PREFIXED_KEYS: tuple[Key, ...] = (
     Key("skip_save", _ANY, None, _IGNORED, "it belongs into a request's kv_transfer_params"),
     Key("tag.*", _ANY, None, _IGNORED, "it belongs into a request's kv_transfer_params"),
-    Key("mp.*", _ANY, None, _NO, _SERVER),
+    Key("mp.*", _ANY, None, _NO, reasons.SERVER),
 )
 
 # Environment variables that are not the variable of a key.
@@ -158,13 +151,13 @@ VARIABLES: tuple[Key, ...] = (
     Key("LMCACHE_RESP_PASSWORD", _SECRET, None, _DONE, _LOGIN),
     Key("LMCACHE_RESP_HOST", _T, None, _IGNORED, "the host is in `remote_url`"),
     Key("LMCACHE_RESP_PORT", v.integer(1, 65535), None, _IGNORED, "the port is in `remote_url`"),
-    Key("LMCACHE_MP_TRANSFER_MODE", _ANY, None, _NO, _SERVER),
-    Key("LMCACHE_MQ_TIMEOUT", _ANY, None, _NO, _SERVER),
-    Key("LMCACHE_COORDINATOR_*", _ANY, None, _NO, _SERVER),
-    Key("LMCACHE_CONTROLLER_*", _ANY, None, _NO, _CONTROLLER),
+    Key("LMCACHE_MP_TRANSFER_MODE", _ANY, None, _NO, reasons.SERVER),
+    Key("LMCACHE_MQ_TIMEOUT", _ANY, None, _NO, reasons.SERVER),
+    Key("LMCACHE_COORDINATOR_*", _ANY, None, _NO, reasons.SERVER),
+    Key("LMCACHE_CONTROLLER_*", _ANY, None, _NO, reasons.CONTROLLER),
     Key("LMCACHE_REQUEST_TELEMETRY_*", _ANY, None, _NO, "requests are not reported to anyone"),
-    Key("LMCACHE_RUNTIME_PLUGIN_*", _ANY, None, _NO, _PLUGINS),
-    Key("LMCACHE_PLUGIN_*", _ANY, None, _NO, _PLUGINS),
+    Key("LMCACHE_RUNTIME_PLUGIN_*", _ANY, None, _NO, reasons.PLUGINS),
+    Key("LMCACHE_PLUGIN_*", _ANY, None, _NO, reasons.PLUGINS),
     Key("LMCACHE_AEROSPIKE_*", _SECRET, None, _NO, _TIER),
     Key("LMCACHE_MUSA_*", _ANY, None, _NO, "MUSA devices are not supported"),
 )

@@ -2,6 +2,7 @@
 
 from math import inf
 
+from lmcache_rs.config import reasons
 from lmcache_rs.config import values as v
 from lmcache_rs.config.keys import Key, Status
 
@@ -13,24 +14,16 @@ _INTS, _NUMBERS, _WORDS = (v.optional(v.list_of(kind)) for kind in (_I, _N, _T))
 
 _YET, _IGNORED, _NO = Status.NOT_YET, Status.IGNORED, Status.NOT_PLANNED
 
-_NUMA = "NUMA placement comes in a later version"
 _EVENTS = "KV events come in a later version"
-_LOOKUP = (
-    "the index is in the scheduler's own process: a lookup waits for nobody in RAM, 0.25 s for disk or Redis"
-)
 _LAZY = "RAM is always taken as it is needed"
 _PINS = "what is kept for a request is let go when the request ends, with no timer"
-_API = "there is no HTTP server; metrics are on vLLM's /metrics"
 _STATISTICS = "chunk statistics are not kept"
-_PLUGINS = "no foreign code is loaded"
 _BLEND = "there is no CacheBlend"
-_CONTROLLER = "there is no controller"
 _P2P = "there is no peer-to-peer transfer"
 _PD = "there is no prefill/decode disaggregation; vLLM's own connectors do that"
 _NIXL = "there is no NIXL transfer"
 _GDS = "there is no GPUDirect Storage"
 _MARU = "there is no Maru tier"
-_MP = "there is no separate server: lmcache_rs works in vLLM's processes"
 _HIDDEN = "hidden states are not kept"
 
 OTHER_KEYS: tuple[Key, ...] = (
@@ -49,7 +42,7 @@ OTHER_KEYS: tuple[Key, ...] = (
         _NO,
         "KV is kept as it is (naive)",
     ),
-    Key("numa_mode", v.optional(v.choice("auto", "manual")), None, _YET, _NUMA),
+    Key("numa_mode", v.optional(v.choice("auto", "manual")), None, _YET, reasons.NUMA),
     Key("enable_kv_events", _B, False, _YET, _EVENTS),
     # Without meaning here.
     Key("pre_caching_hash_algorithm", _T, "builtin", _IGNORED, "keys are always 256-bit"),
@@ -69,9 +62,9 @@ OTHER_KEYS: tuple[Key, ...] = (
         "loads come by layers where that is quicker, without being asked",
     ),
     Key("use_gpu_connector_v3", _B, False, _IGNORED, "there is one way of copying, for every layout"),
-    Key("lookup_timeout_ms", _COUNT, 3000, _IGNORED, _LOOKUP),
-    Key("lookup_server_worker_ids", _INTS, None, _IGNORED, _LOOKUP),
-    Key("enable_scheduler_bypass_lookup", _B, False, _IGNORED, _LOOKUP),
+    Key("lookup_timeout_ms", _COUNT, 3000, _IGNORED, reasons.LOOKUP),
+    Key("lookup_server_worker_ids", _INTS, None, _IGNORED, reasons.LOOKUP),
+    Key("enable_scheduler_bypass_lookup", _B, False, _IGNORED, reasons.LOOKUP),
     Key("enable_lazy_memory_allocator", _B, False, _IGNORED, _LAZY),
     Key("lazy_memory_initial_ratio", _N, 0.2, _IGNORED, _LAZY),
     Key("lazy_memory_expand_trigger_ratio", _N, 0.5, _IGNORED, _LAZY),
@@ -80,23 +73,23 @@ OTHER_KEYS: tuple[Key, ...] = (
     Key("pin_timeout_sec", _COUNT, 300, _IGNORED, _PINS),
     Key("pin_check_interval_sec", _COUNT, 30, _IGNORED, _PINS),
     # Operations.
-    Key("external_lookup_client", _OPTIONAL_T, None, _NO, _LOOKUP),
+    Key("external_lookup_client", _OPTIONAL_T, None, _NO, reasons.LOOKUP),
     Key("hit_miss_ratio", _OPTIONAL_N, None, _NO, "hits are never withheld"),
-    Key("internal_api_server_enabled", _B, False, _NO, _API),
-    Key("internal_api_server_host", _T, "127.0.0.1", _NO, _API),
-    Key("internal_api_server_port_start", _I, 6999, _NO, _API),
-    Key("internal_api_server_include_index_list", _INTS, None, _NO, _API),
-    Key("internal_api_server_socket_path_prefix", _OPTIONAL_T, None, _NO, _API),
-    Key("run_script_api_enabled", _B, False, _NO, _PLUGINS),
-    Key("script_allowed_imports", _WORDS, None, _NO, _PLUGINS),
+    Key("internal_api_server_enabled", _B, False, _NO, reasons.API),
+    Key("internal_api_server_host", _T, "127.0.0.1", _NO, reasons.API),
+    Key("internal_api_server_port_start", _I, 6999, _NO, reasons.API),
+    Key("internal_api_server_include_index_list", _INTS, None, _NO, reasons.API),
+    Key("internal_api_server_socket_path_prefix", _OPTIONAL_T, None, _NO, reasons.API),
+    Key("run_script_api_enabled", _B, False, _NO, reasons.PLUGINS),
+    Key("script_allowed_imports", _WORDS, None, _NO, reasons.PLUGINS),
     Key("enable_chunk_statistics", _B, False, _NO, _STATISTICS),
     Key("chunk_statistics_auto_start_statistics", _B, False, _NO, _STATISTICS),
     Key("chunk_statistics_auto_exit_timeout_hours", _N, 0.0, _NO, _STATISTICS),
     Key("chunk_statistics_auto_exit_target_unique_chunks", _I, 0, _NO, _STATISTICS),
     Key("chunk_statistics_strategy", _T, "memory_bloom_filter", _NO, _STATISTICS),
-    Key("runtime_plugin_locations", _WORDS, None, _NO, _PLUGINS),
-    Key("storage_plugins", _WORDS, None, _NO, _PLUGINS),
-    Key("remote_storage_plugins", _WORDS, None, _NO, _PLUGINS),
+    Key("runtime_plugin_locations", _WORDS, None, _NO, reasons.PLUGINS),
+    Key("storage_plugins", _WORDS, None, _NO, reasons.PLUGINS),
+    Key("remote_storage_plugins", _WORDS, None, _NO, reasons.PLUGINS),
     Key("remote_config_url", _OPTIONAL_U, None, _NO, "no configuration is ever fetched from the network"),
     Key("app_id", _OPTIONAL_T, None, _NO, "no configuration is ever fetched from the network"),
     Key("audit_actual_remote_url", _OPTIONAL_U, None, _NO, "there is no audit tier"),
@@ -107,13 +100,13 @@ OTHER_KEYS: tuple[Key, ...] = (
     Key("blend_check_layers", _INTS, None, _NO, _BLEND),
     Key("blend_min_tokens", _I, 256, _NO, _BLEND),
     Key("blend_special_str", _T, " # # ", _NO, _BLEND),
-    Key("enable_controller", _B, False, _NO, _CONTROLLER),
-    Key("controller_pull_url", _OPTIONAL_T, None, _NO, _CONTROLLER),
-    Key("controller_reply_url", _OPTIONAL_T, None, _NO, _CONTROLLER),
-    Key("lmcache_worker_ports", _INTS, None, _NO, _CONTROLLER),
-    Key("lmcache_worker_ids", _INTS, None, _NO, _CONTROLLER),
-    Key("lmcache_worker_heartbeat_delay_time", _I, 10, _NO, _CONTROLLER),
-    Key("lmcache_worker_heartbeat_time", _OPTIONAL_I, None, _NO, _CONTROLLER),
+    Key("enable_controller", _B, False, _NO, reasons.CONTROLLER),
+    Key("controller_pull_url", _OPTIONAL_T, None, _NO, reasons.CONTROLLER),
+    Key("controller_reply_url", _OPTIONAL_T, None, _NO, reasons.CONTROLLER),
+    Key("lmcache_worker_ports", _INTS, None, _NO, reasons.CONTROLLER),
+    Key("lmcache_worker_ids", _INTS, None, _NO, reasons.CONTROLLER),
+    Key("lmcache_worker_heartbeat_delay_time", _I, 10, _NO, reasons.CONTROLLER),
+    Key("lmcache_worker_heartbeat_time", _OPTIONAL_I, None, _NO, reasons.CONTROLLER),
     Key("enable_p2p", _B, False, _NO, _P2P),
     Key("p2p_host", _OPTIONAL_T, None, _NO, _P2P),
     Key("p2p_init_ports", _INTS, None, _NO, _P2P),
@@ -147,8 +140,8 @@ OTHER_KEYS: tuple[Key, ...] = (
     Key("gds_backend", _T, "cufile", _NO, _GDS),
     Key("maru_path", _OPTIONAL_T, None, _NO, _MARU),
     Key("maru_pool_size", _S, 4 * v.GIB, _NO, _MARU),
-    Key("mp_host", _OPTIONAL_T, None, _NO, _MP),
-    Key("mp_port", _I, 5555, _NO, _MP),
+    Key("mp_host", _OPTIONAL_T, None, _NO, reasons.SERVER),
+    Key("mp_port", _I, 5555, _NO, reasons.SERVER),
     Key("enable_hidden_state_cache", _B, False, _NO, _HIDDEN),
     Key("max_hidden_state_cpu_size", _S, 2 * v.GIB, _NO, _HIDDEN),
     Key("hidden_state_layers", _INTS, None, _NO, _HIDDEN),

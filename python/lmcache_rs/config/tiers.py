@@ -45,9 +45,13 @@ def _absolute(item: Any) -> str:
     path = item.strip().removeprefix("file://") if isinstance(item, str) else None
     if path == "":
         return ""
-    if path is not None and path.lower() in {"true", "false"}:
-        path = None
-    if path is None or "://" in path or "\0" in path or not v.is_text(path):
+    if (
+        path is None
+        or path.lower() in {"true", "false"}
+        or "://" in path
+        or "\0" in path
+        or not v.is_text(path)
+    ):
         raise ValueError("must be directories: '/mnt/a,/mnt/b', each also as file:///mnt/a")
     try:
         return os.path.abspath(os.path.expanduser(path))

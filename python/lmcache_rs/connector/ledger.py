@@ -154,8 +154,7 @@ class Ledger:
 
     def orphan(self, request_ids: Container[str]) -> None:
         """These requests gave their blocks back: those held are held for us alone from now on."""
-        jobs: list[StoreJob | LoadJob] = [*self._stores.values(), *self._loads.values()]
-        for job in jobs:
+        for job in self._jobs:
             if job.record.id in request_ids and job.held and not job.orphan:
                 job.orphan = True
                 self._held.orphans += len(job.held)
@@ -179,7 +178,7 @@ class Ledger:
     @property
     def busy(self) -> bool:
         """Whether an acknowledgement is awaited that is not overdue."""
-        return _any_due([*self._loads.values(), *self._stores.values()])
+        return _any_due(self._jobs)
 
     @property
     def loads_beside(self) -> bool:
@@ -189,8 +188,11 @@ class Ledger:
     @property
     def holds_orphans(self) -> bool:
         """Whether blocks that no request needs any more will come back to vLLM's pool soon."""
-        jobs: list[StoreJob | LoadJob] = [*self._stores.values(), *self._loads.values()]
-        return _any_due(job for job in jobs if job.orphan)
+        return _any_due(job for job in self._jobs if job.orphan)
+
+    @property
+    def _jobs(self) -> list[StoreJob | LoadJob]:
+        return [*self._stores.values(), *self._loads.values()]
 
     def _may_become_void(self, store: StoreJob) -> bool:
         """Whether a load that the step of the store waited for has not been answered, and wrote blocks of its table."""

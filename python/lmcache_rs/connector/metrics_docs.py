@@ -1,8 +1,8 @@
 """The page docs/metrics.md, from the tables: run `python -m lmcache_rs.connector.metrics_docs` and redirect it."""
 
 import sys
-from collections.abc import Iterable
 
+from lmcache_rs.config.docs import table
 from lmcache_rs.connector.metric_names import COUNTERS, GAUGES, LABELLED
 
 _PAGE = """\
@@ -25,38 +25,32 @@ beyond them as `num_hit_tokens`. In the log `LMCache hit tokens` is what was fou
 ## Gauges
 
 {gauges}
-
 ## Counters
 
 On `/metrics` their names end in `_total`.
 
 {counters}
-
 ## Counters with labels
 
 A series appears with its first event. On the log line the labels follow the name, each after a colon.
 
-{labelled}
-"""
+{labelled}"""
 
 
 def document() -> str:
     """The whole page."""
-    gauges = (f"| `{name}` | {text} | `{short}` |" for short, (name, text) in GAUGES.items())
-    counters = (f"| `{name}` | {text} | `{short}` |" for short, (name, text) in COUNTERS.items())
+    heads = ("metric", "what", "on the log line")
+    gauges = ((f"`{name}`", text, f"`{short}`") for short, (name, text) in GAUGES.items())
+    counters = ((f"`{name}`", text, f"`{short}`") for short, (name, text) in COUNTERS.items())
     labelled = (
-        f"| `{name}` | {', '.join(f'`{label}`' for label in labels)} | {text} | `{short}` |"
+        (f"`{name}`", ", ".join(f"`{label}`" for label in labels), text, f"`{short}`")
         for short, (name, text, labels) in LABELLED.items()
     )
     return _PAGE.format(
-        gauges=_table(("metric", "what", "on the log line"), gauges),
-        counters=_table(("metric", "what", "on the log line"), counters),
-        labelled=_table(("metric", "labels", "what", "on the log line"), labelled),
+        gauges=table(heads, gauges),
+        counters=table(heads, counters),
+        labelled=table(("metric", "labels", "what", "on the log line"), labelled),
     )
-
-
-def _table(columns: tuple[str, ...], rows: Iterable[str]) -> str:
-    return "\n".join([f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns), *rows])
 
 
 if __name__ == "__main__":

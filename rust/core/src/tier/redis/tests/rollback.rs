@@ -81,12 +81,18 @@ fn an_old_record_in_a_cluster_is_not_believed_and_replaced() {
     check_old_record(&RedisRig::cluster());
 }
 
-#[test]
-fn who_resets_remembers_what_it_had_never_read() {
+/// An engine on one server, the name of its record, and what that says.
+fn with_record() -> (RedisRig, Engine, String, Vec<u8>) {
     let rig = RedisRig::one();
     let engine = Engine::start(&rig.url);
     let name = rig.record();
-    let old = rig.owner(&name).get(&name).expect("there");
+    let record = rig.owner(&name).get(&name).expect("there");
+    (rig, engine, name, record)
+}
+
+#[test]
+fn who_resets_remembers_what_it_had_never_read() {
+    let (rig, engine, name, old) = with_record();
     let other = tier(space("a"), &config(rig.url.clone()));
     other.reset().expect("reset");
     rig.owner(&name).set(&name, &old);
@@ -95,10 +101,7 @@ fn who_resets_remembers_what_it_had_never_read() {
 
 #[test]
 fn a_record_that_is_only_missing_for_a_while_is_believed_again() {
-    let rig = RedisRig::one();
-    let engine = Engine::start(&rig.url);
-    let name = rig.record();
-    let record = rig.owner(&name).get(&name).expect("there");
+    let (rig, engine, name, record) = with_record();
     rig.owner(&name).remove(&name);
     assert_eq!(engine.scheduler.present(&[key(1)]), Ok(vec![false]));
     rig.owner(&name).set(&name, &record);
