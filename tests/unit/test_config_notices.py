@@ -110,10 +110,36 @@ def test_encoder_cache_settings(tmp_path):
             "LMCACHE_Chunk_Size is unknown and has no effect; did you mean LMCACHE_CHUNK_SIZE?",
         ),
         ({"LMCACHE_QQQQQQQQQ": "5"}, "LMCACHE_QQQQQQQQQ is unknown and has no effect"),
+        ({"LMCACHE_LOG_X": "5"}, "LMCACHE_LOG_X is unknown and has no effect"),
+        ({"LMCACHE_": "5"}, "LMCACHE_ is unknown and has no effect"),
     ],
 )
 def test_unknown_variable_is_named_with_the_nearest(environ, expected):
     assert load_config(environ=environ).notices == (Notice(logging.WARNING, expected),)
+
+
+def test_a_name_that_is_like_none_gets_no_proposal():
+    extra = {"lmcache.log_x": 1, "lmcache.extra_config": {"foo": 1}}
+    assert texts(load_config(extra, {}), logging.WARNING) == [
+        "lmcache.log_x (in kv_connector_extra_config) is unknown and has no effect",
+        "extra_config.foo is unknown and has no effect",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({}, "nothing will be stored"),
+        ({"lmcache.remote_url": "redis://h"}, "KV is kept in RAM all the same, on its way to other tiers"),
+        (
+            {"lmcache.local_disk": "/kv", "lmcache.max_local_disk_size": 1},
+            "KV is kept in RAM all the same, on its way to other tiers",
+        ),
+    ],
+)
+def test_without_local_cpu_ram_serves_other_tiers_or_nothing_is_stored(beside, expected):
+    config = load_config({"lmcache.local_cpu": False} | beside, {})
+    assert texts(config, logging.WARNING) == [f"local_cpu is false: {expected}"]
 
 
 def test_unknown_keys_are_named_with_the_nearest(tmp_path):

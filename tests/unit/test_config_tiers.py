@@ -46,7 +46,8 @@ def test_directories(written, directories):
 
 
 @pytest.mark.parametrize(
-    "written", ["s3://a", "redis://h", "/a,http://b", "a\0b", "\ud800", True, 5, [["/a"]], [None]]
+    "written",
+    ["s3://a", "redis://h", "/a,http://b", "a\0b", "\ud800", True, "True", "/a,false", 5, [["/a"]], [None]],
 )
 def test_wrong_directories(written):
     with pytest.raises(ConfigError, match="must be directories"):

@@ -20,7 +20,6 @@ from lmcache_rs.errors import ConfigError
 FILE_VARIABLE = "LMCACHE_CONFIG_FILE"
 _FILE_BYTES_MAX = 2**20
 _UNKNOWN_MAX = 20  # lines about unknown settings
-_LIKENESS_MIN = 0.7  # of an unknown name to the one that is proposed for it, see `difflib`
 _VARIABLE_PREFIX = "LMCACHE_"
 EXTRA_PREFIX = "lmcache."
 
@@ -187,11 +186,19 @@ def _notices(settings: Iterable[tuple[_Setting, Any]]) -> Iterator[Notice]:
 
 def _unknown_notice(setting: _Setting) -> Notice:
     written = shown(setting.written)[1:-1]
-    lower = {name.lower(): name for name in setting.choices if "*" not in name}
-    least = _LIKENESS_MIN if len(lower) > 1 else 0.0
-    near = difflib.get_close_matches(written.lower(), lower, n=1, cutoff=least)
-    advice = f"; did you mean {lower[near[0]]}?" if near else ""
+    meant = _nearest(written, [name for name in setting.choices if "*" not in name])
+    advice = f"; did you mean {meant}?" if meant else ""
     return Notice(logging.WARNING, f"{written}{setting.place} is unknown and has no effect{advice}")
+
+
+def _nearest(written: str, names: list[str]) -> str | None:
+    """The only name, or the one that is like what was written apart from what all names begin with."""
+    if len(names) == 1:
+        return names[0]
+    shared = len(os.path.commonprefix(names))  # noqa: RUF071 - names are no paths
+    bare = {name[shared:].lower(): name for name in names}
+    near = difflib.get_close_matches(written[shared:].lower(), bare, n=1)
+    return bare[near[0]] if near else None
 
 
 def _known_notice(setting: _Setting, key: Key, value: Any) -> Notice | None:
