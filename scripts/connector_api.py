@@ -33,6 +33,7 @@ WANTED: dict[str, dict[str, tuple[str, ...]]] = {
     f"{CORE}/block_pool.py": {"BlockPool": ("touch", "free_blocks", "reset_prefix_cache")},
     f"{CORE}/kv_cache_utils.py": {
         "generate_block_hash_extra_keys": EVERYTHING,
+        "get_request_block_hasher": EVERYTHING,
         "hash_block_tokens": EVERYTHING,
     },
     f"{CORE}/sched/output.py": {
@@ -40,7 +41,7 @@ WANTED: dict[str, dict[str, tuple[str, ...]]] = {
         "NewRequestData": ("req_id", "block_ids", "num_computed_tokens"),
         "CachedRequestData": ("req_ids", "resumed_req_ids", "new_block_ids", "num_computed_tokens"),
     },
-    "vllm/utils/hashing.py": {"get_hash_fn_by_name": EVERYTHING},
+    "vllm/utils/hashing.py": {"get_hash_fn_by_name": EVERYTHING, "sha256": EVERYTHING},
     "vllm/v1/kv_cache_interface.py": {
         "KVCacheConfig": ("num_blocks", "kv_cache_groups"),
         "KVCacheGroupSpec": ("layer_names", "kv_cache_spec"),

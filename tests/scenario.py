@@ -237,6 +237,11 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
 
         return str(vllm.__version__)
 
+    def block_hasher(self) -> tuple[str, bool | None]:
+        """What hashes the blocks of requests, and whether ours is believed."""
+        hasher = self.llm.llm_engine.engine_core.engine_core.request_block_hasher
+        return type(hasher).__name__, getattr(hasher, "is_believed", None)
+
     def load_by_layers(self) -> None:
         """From now on synchronous loads of any size come by layers; what the forward waits for, and how, is counted."""
         import dataclasses

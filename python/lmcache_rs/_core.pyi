@@ -40,6 +40,7 @@ __all__ = [
     "cuda_available",
     "hash_tokens",
     "pool_rows",
+    "sha256_block_hashes",
     "tier_namespace",
 ]
 
@@ -73,6 +74,15 @@ def hash_tokens(root: bytes, tokens: _Numbers, block_size: int) -> tuple[list[by
     `root` names everything but the tokens that decides their KV (model, adapter, salt). `tokens` are native
     unsigned 32-bit integers. Returns the 32-byte blake3 hash of the prefix ending at each full block, and that of
     the partial last block (None when the length is a multiple of `block_size`).
+    """
+
+def sha256_block_hashes(parent: bytes, tokens: list[int], block_size: int) -> list[bytes]:
+    """The 32-byte hashes of the full blocks of `tokens`, each over the one before; `parent` comes before the first.
+
+    Byte for byte those of vLLM's `hash_block_tokens` with its hash function `sha256` and without extra keys: SHA-256
+    of `pickle.dumps((parent, (token, ...), None), protocol=5)`. What would be pickled in another form is an
+    `InvalidArgumentError`: tokens that are not `int` itself or have more than 31 bits, blocks of more than 8,192
+    tokens, a parent of more than 255 bytes.
     """
 
 @final

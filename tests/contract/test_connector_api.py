@@ -129,6 +129,8 @@ def test_our_calls_are_what_each_version_takes(version: str) -> None:
     signature(of_version("get_hash_fn_by_name", version)[""]).bind("sha256")
     signature(of_version("generate_block_hash_extra_keys", version)[""]).bind("request", 0, 31, 0)
     signature(of_version("hash_block_tokens", version)[""]).bind("function", None, [1], None)
+    hasher = signature(of_version("get_request_block_hasher", version)[""])
+    assert list(hasher.parameters)[:2] == ["hash_block_size", "caching_hash_fn"]
     if version >= SINCE["KVConnectorTransferResults"]:
         fields = set(of_version("KVConnectorTransferResults", version))
         assert {"finished_recving", "failed_recving"} <= fields

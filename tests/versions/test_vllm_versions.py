@@ -68,9 +68,10 @@ def test_a_life_of_requests_aborts_and_failures(
     expected = baseline(WHOLE_LIFE)
     options = dict(VARIANTS[variant])
     cache = connector(**options.pop("extra"))
-    steps: Steps = [*with_control(WHOLE_LIFE), ("version", {})]
+    steps: Steps = [*with_control(WHOLE_LIFE), ("block_hasher", {}), ("version", {})]
     run = run_scenario(steps, connector=cache, env=env, **options)
     assert run.results.pop().startswith(version)
+    assert run.results.pop() == ["BlockHasher", True]
     stats = check_whole_life(run, expected, WHOLE_LIFE)
     if variant == "asynchronous":
         assert run.results[len(LIFE) + 2]["loading"] == 1, "the abort met the load in flight"

@@ -16,6 +16,7 @@ from vllm.v1.core import kv_cache_utils
 from vllm.v1.request import Request
 
 from lmcache_rs._core import KeySpace
+from lmcache_rs.connector.block_hashes import BlockHasher
 from lmcache_rs.connector.identity import Adapters, identity
 from lmcache_rs.connector.requests import request_options
 from lmcache_rs.connector.vllm_api import make_block_hashes_repeatable, make_tail_hash
@@ -60,21 +61,38 @@ def identities(count: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def compare(own: Any, ours: Any) -> None:
+    """The same request hashed by vLLM and by us, its prompt and what comes after it."""
+    for token in range(2 * BLOCK + 1):
+        if own.block_hashes != ours.block_hashes:
+            raise RuntimeError(f"after {token} tokens the hashes differ")
+        for request in (own, ours):
+            request.append_output_token_ids([token])
+
+
 def keys(count: int, first: int = 7, last: int = 7, tags: Any = None, **fields: Any) -> list[str]:
     tokens = [first] + [5] * (count - 2) + [last]
     hash_function = get_hash_fn_by_name("sha256")
     sampling = SamplingParams(max_tokens=1, extra_args={"kv_transfer_params": tags} if tags else None)
-    request = Request(
-        request_id="r",
-        prompt_token_ids=tokens,
-        sampling_params=sampling,
-        pooling_params=None,
-        block_hasher=kv_cache_utils.get_request_block_hasher(BLOCK, hash_function),
-        **fields,
+    own = kv_cache_utils.get_request_block_hasher(BLOCK, hash_function)
+    extra_keys = kv_cache_utils.generate_block_hash_extra_keys
+    ours = BlockHasher(own, BLOCK, lambda: kv_cache_utils.NONE_HASH, extra_keys)
+    ours.is_believed = True
+    request, hashed_by_us = (
+        Request(
+            request_id="r",
+            prompt_token_ids=tokens,
+            sampling_params=sampling,
+            pooling_params=None,
+            block_hasher=hasher,
+            **fields,
+        )
+        for hasher in (own, ours)
     )
     space = KeySpace("sha256", 0, identity(request, request_options(request), Adapters()))
     tail = make_tail_hash("sha256", BLOCK)(request, len(request.block_hashes) * BLOCK)
     hashes = [*request.block_hashes, *([tail] if tail is not None else [])]
+    compare(request, hashed_by_us)
     return [space.key(block_hash).hex() for block_hash in hashes]
 
 

@@ -17,7 +17,10 @@ KEYS = Path(__file__).with_name("identity_keys.py")
 
 @pytest.mark.parametrize("tokens", [7, 40])
 def test_each_field_of_the_identity_changes_every_key(tokens: int, run_script: RunScript) -> None:
-    """7 tokens are less than a block: one tail, which has no parent that could tell the fields."""
+    """7 tokens are less than a block: one tail, which has no parent that could tell the fields.
+
+    The script fails if Rust hashes a block in another way than vLLM.
+    """
     (line,) = [x for x in run_script(KEYS, tokens).stdout.splitlines() if x.startswith("KEYS ")]
     found, again = json.loads(line.removeprefix("KEYS "))
     assert found == again

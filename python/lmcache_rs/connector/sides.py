@@ -110,6 +110,7 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
         if isinstance(geometry, Geometry):
             if is_scheduler:
                 sides.scheduler = _scheduler_side(vllm_config, kv_cache_config, geometry, sides)
+                api.hash_blocks_in_rust()
             else:
                 sides.worker = WorkerSide(sides.barrier, Pace(api.steps_ahead(vllm_config)))
                 rank = vllm_config.parallel_config.rank

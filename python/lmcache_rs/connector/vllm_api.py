@@ -18,6 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 from vllm.platforms import current_platform
 
+from lmcache_rs.connector.block_hashes import BlockHasher, RequestHasher
 from lmcache_rs.connector.orders import StepOrders, WorkerAcks
 
 try:  # since 0.30: a failed asynchronous load is reported by request, before by block ids
@@ -42,6 +43,7 @@ __all__ = [
     "WorkerMetadata",
     "device_identity",
     "device_type",
+    "hash_blocks_in_rust",
     "holders_go_first",
     "inside_multi_connector",
     "make_block_hashes_repeatable",
@@ -164,6 +166,31 @@ def make_block_hashes_repeatable() -> None:
 
     if not hasattr(kv_cache_utils, "DEFAULT_NONE_HASH_SEED"):
         os.environ.setdefault("PYTHONHASHSEED", "0")
+
+
+def hash_blocks_in_rust() -> None:
+    """Have the engine that is being built hash its requests' blocks by `BlockHasher`, where it would by SHA-256.
+
+    vLLM's engine makes its hasher after its scheduler has made the connector, by a function that it has imported; that
+    is replaced for one call. Where any of this is otherwise, nothing happens.
+    """
+    engine = sys.modules.get("vllm.v1.engine.core")
+    make_own = getattr(engine, "get_request_block_hasher", None)
+    if engine is None or make_own is None:
+        return
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core import kv_cache_utils
+
+    def make(block_size: int, hash_function: Any, *others: Any, **named: Any) -> RequestHasher:
+        engine.get_request_block_hasher = make_own  # type: ignore[attr-defined]
+        own: RequestHasher = make_own(block_size, hash_function, *others, **named)
+        # Whatever else a version asks for (0.33: tokens to look ahead) is off when it is 0.
+        if hash_function is not sha256 or any(others) or any(named.values()):
+            return own
+        extra_keys = kv_cache_utils.generate_block_hash_extra_keys
+        return BlockHasher(own, block_size, lambda: kv_cache_utils.NONE_HASH, extra_keys)
+
+    engine.get_request_block_hasher = make  # type: ignore[attr-defined]
 
 
 def inside_multi_connector() -> bool:

@@ -1,5 +1,6 @@
 //! The storage engine of `lmcache_rs`: which KV blocks are kept, where they lie, and how they move.
 
+mod block_hash;
 mod copy;
 mod cuda;
 mod error;
@@ -10,6 +11,7 @@ mod pool;
 mod sync;
 mod tier;
 
+pub use block_hash::sha256_block_hashes;
 pub use copy::{Direction, KvLayers, Layer, Mover, Outcome};
 pub use cuda::{GpuLayer, GpuMover, GpuMoverConfig, LoadOrder, Staging, Streams, cuda_available};
 pub use error::{Error, ErrorKind, Result};

@@ -26,6 +26,7 @@ const ATTACHED_BLOCKS_MAX: usize = 64;
 
 pub fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(chain::hash_tokens, module)?)?;
+    module.add_function(wrap_pyfunction!(chain::sha256_block_hashes, module)?)?;
     module.add_class::<KeySpace>()?;
     module.add_class::<Index>()?;
     module.add_class::<Match>()?;

@@ -1,11 +1,11 @@
-//! Chains of block hashes, and the keys that they have: `hash_tokens`, `KeySpace`.
+//! Chains of block hashes, and the keys that they have: `hash_tokens`, `sha256_block_hashes`, `KeySpace`.
 
 use std::num::NonZeroU32;
 
 use lmcache_core as core;
 use lmcache_core::{Chain, Error, ErrorKind, Hashes, Key};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyInt, PyList, PyTuple};
 
 use super::run;
 use crate::convert::{Count, integers, invalid};
@@ -22,6 +22,25 @@ pub fn hash_tokens<'py>(
     let hashes = py.detach(|| guarded(|| core::hash_tokens(root, &tokens, block_size)))?;
     let blocks = PyList::new(py, hashes.blocks.iter().map(|hash| PyBytes::new(py, hash)))?;
     Ok((blocks, hashes.tail.map(|hash| PyBytes::new(py, &hash))))
+}
+
+#[pyfunction]
+pub fn sha256_block_hashes<'py>(
+    py: Python<'py>,
+    parent: &[u8],
+    tokens: &Bound<'py, PyList>,
+    block_size: Count<usize>,
+) -> PyResult<Bound<'py, PyList>> {
+    // Only what is an `int` itself is pickled like one.
+    let token = |item: Bound<'py, PyAny>| match item.cast_exact::<PyInt>() {
+        Ok(number) => number.extract::<u32>().ok(),
+        Err(_) => None,
+    };
+    let tokens: Option<Vec<u32>> = tokens.iter().map(token).collect();
+    let tokens = tokens.ok_or_else(|| invalid("tokens are ints of at most 32 bits, not negative"))?;
+    let blocks = tokens.len() / block_size.0.max(1);
+    let hashes = run(py, blocks, || core::sha256_block_hashes(parent, &tokens, block_size.0))?;
+    PyList::new(py, hashes.iter().map(|hash| PyBytes::new(py, hash)))
 }
 
 #[pyclass(frozen, module = "lmcache_rs._core")]
