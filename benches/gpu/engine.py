@@ -1,9 +1,11 @@
 """The engine benchmark: lmcache_rs beside no connector and its peers, processes alternating, as a table of medians.
 
     python benches/gpu/engine.py [--modes none,null,lmcache_rs,offload] [--rounds 3] [--only-start] [--cpu-gb 20]
+                                 [--results FILE]
 
 Prints the card, the versions and the floor: the KV of ten prompts at the card's own copy speed, plus one step. "null"
-is a connector that does nothing: what vLLM itself spends on any.
+is a connector that does nothing: what vLLM itself spends on any. FILE keeps what each process found, a line each; the
+table is of all that it holds, so that a benchmark can be gone on with.
 """
 
 from __future__ import annotations
@@ -42,8 +44,12 @@ ENGINE_FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
+Results = dict[str, list[dict[str, Any]]]
+"""By mode, one for each process."""
+
+
 def run_once(mode: str, arguments: list[str]) -> dict[str, Any] | None:
-    """One process; None, with the end of its output shown, when it fails."""
+    """One process, its figures shown; None, with the end of its output shown, when it fails."""
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, str(RUN), mode, *arguments], capture_output=True, text=True, timeout=PROCESS_S_MAX
@@ -54,7 +60,19 @@ def run_once(mode: str, arguments: list[str]) -> dict[str, Any] | None:
         print((done.stdout + done.stderr)[-3000:], flush=True)
         return None
     result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    shown = ENGINE_FIGURES | (FIGURES if "hit_ms" in result else {})
+    print(*(f"    {name}: {figure(result):.3f}" for name, figure in shown.items()), sep="\n", flush=True)
     return result
+
+
+def results_of(path: Path | None, modes: list[str], only_start: bool) -> Results:
+    """What `path` holds from earlier of `modes` and this workload."""
+    results: Results = {mode: [] for mode in modes}
+    for line in path.read_text().splitlines() if path is not None and path.exists() else ():
+        result = json.loads(line)
+        if result["mode"] in results and ("hit_ms" not in result) == only_start:
+            results[result["mode"]].append(result)
+    return results
 
 
 def copy_speed() -> float:
@@ -73,9 +91,7 @@ def copy_speed() -> float:
     return best
 
 
-def print_figures(
-    figures: dict[str, Callable[[dict[str, Any]], float]], results: dict[str, list[dict[str, Any]]]
-) -> None:
+def print_figures(figures: dict[str, Callable[[dict[str, Any]], float]], results: Results) -> None:
     """A line for each figure, a column for each mode: median of the processes, least and most."""
     for name, figure in figures.items():
         cells = []
@@ -97,16 +113,21 @@ def main() -> None:
     parser.add_argument("--modes", default="none,null,lmcache_rs,offload")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-start", action="store_true", help="time starts and run no workload")
+    parser.add_argument("--results", type=Path, help="keeps what processes found; earlier ones count too")
     options, others = parser.parse_known_args()
     if options.only_start:
         others.append("--only-start")
     modes = options.modes.split(",")
-    results: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+    results = results_of(options.results, modes, options.only_start)
     for _ in range(options.rounds):
         for mode in modes:
             result = run_once(mode, others)
-            if result is not None:
-                results[mode].append(result)
+            if result is None:
+                continue
+            results[mode].append(result)
+            if options.results is not None:
+                with options.results.open("a") as file:
+                    file.write(json.dumps({"mode": mode} | result) + "\n")
 
     import torch
     import vllm
