@@ -138,13 +138,13 @@ class Engine(SimpleNamespace):
         super().__init__(get_request_block_hasher=lambda *_, **__: own, own=own)
         self.theirs = self.get_request_block_hasher
         utils = SimpleNamespace(generate_block_hash_extra_keys=own.extra_keys, NONE_HASH=ROOT)
-        self.sha256 = object()
         for name, module in {
             "vllm": SimpleNamespace(),
             "vllm.utils": SimpleNamespace(),
-            "vllm.utils.hashing": SimpleNamespace(sha256=self.sha256),
+            "vllm.utils.hashing": SimpleNamespace(sha256="sha256"),
             "vllm.v1": SimpleNamespace(),
             "vllm.v1.core": SimpleNamespace(kv_cache_utils=utils),
+            "vllm.v1.core.kv_cache_utils": utils,
             "vllm.v1.engine.core": self,
         }.items():
             monkeypatch.setitem(API.sys.modules, name, module)
@@ -153,37 +153,54 @@ class Engine(SimpleNamespace):
 def test_the_engine_being_built_gets_ours_and_the_next_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(monkeypatch)
     API.hash_blocks_in_rust()
-    ours = engine.get_request_block_hasher(SIZE, engine.sha256)
+    ours = engine.get_request_block_hasher(SIZE, "sha256")
     assert isinstance(ours, BlockHasher)
     assert ours(request(range(9))) == Vllm()(request(range(9)))
     assert ours.is_believed
     assert engine.get_request_block_hasher is engine.theirs
 
 
-@pytest.mark.parametrize("others", [(5,), (0, 1)])
-def test_an_unknown_argument_is_left_to_vllm(
-    others: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+ASKED_FOR: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "tokens to look ahead": ((SIZE, "sha256", 5), {}),
+    "what nobody knows": ((SIZE, "sha256", 0, 1), {}),
+    "anything by its name": ((SIZE, "sha256"), {"ahead": 0}),
+    "one argument alone": ((SIZE,), {}),
+    "another hash function": ((SIZE, "xxhash"), {}),
+}
+
+
+@pytest.mark.parametrize("asked_for", ASKED_FOR)
+def test_any_other_hasher_is_vllms(asked_for: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From 0.33 on hashes may cover tokens behind their block, for drafters."""
     engine = Engine(monkeypatch)
+    arguments, named = ASKED_FOR[asked_for]
     API.hash_blocks_in_rust()
-    assert engine.get_request_block_hasher(SIZE, engine.sha256, *others) is engine.own
+    assert engine.get_request_block_hasher(*arguments, **named) is engine.own
+    assert engine.get_request_block_hasher is engine.theirs
     API.hash_blocks_in_rust()
-    assert isinstance(engine.get_request_block_hasher(SIZE, engine.sha256, 0), BlockHasher)
-    API.hash_blocks_in_rust()
-    assert engine.get_request_block_hasher(SIZE, engine.sha256, ahead=1) is engine.own
+    assert isinstance(engine.get_request_block_hasher(SIZE, "sha256", 0), BlockHasher)
 
 
-def test_another_hash_function_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("vllm.v1.engine.core", "get_request_block_hasher"),
+        ("vllm.v1.core", "kv_cache_utils"),
+        ("vllm.utils.hashing", "sha256"),
+        ("vllm.v1.core.kv_cache_utils", "generate_block_hash_extra_keys"),
+    ],
+)
+def test_nothing_happens_where_vllm_lacks_anything(
+    module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine(monkeypatch)
+    delattr(API.sys.modules[module], name)
     API.hash_blocks_in_rust()
-    assert engine.get_request_block_hasher(SIZE, object()) is engine.own
+    assert getattr(engine, "get_request_block_hasher", engine.theirs) is engine.theirs
 
 
-def test_nothing_happens_where_vllm_has_no_such_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(API.sys.modules, "vllm.v1.engine.core", raising=False)
-    API.hash_blocks_in_rust()
+def test_nothing_happens_where_no_engine_is_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(monkeypatch)
-    del engine.get_request_block_hasher
+    monkeypatch.delitem(API.sys.modules, "vllm.v1.engine.core")
     API.hash_blocks_in_rust()
-    assert not hasattr(engine, "get_request_block_hasher")
+    assert engine.get_request_block_hasher is engine.theirs

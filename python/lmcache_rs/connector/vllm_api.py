@@ -175,22 +175,25 @@ def hash_blocks_in_rust() -> None:
     is replaced for one call. Where any of this is otherwise, nothing happens.
     """
     engine = sys.modules.get("vllm.v1.engine.core")
-    make_own = getattr(engine, "get_request_block_hasher", None)
-    if engine is None or make_own is None:
-        return
-    from vllm.utils.hashing import sha256
-    from vllm.v1.core import kv_cache_utils
+    try:
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core import kv_cache_utils
 
-    def make(block_size: int, hash_function: Any, *others: Any, **named: Any) -> RequestHasher:
-        engine.get_request_block_hasher = make_own  # type: ignore[attr-defined]
-        own: RequestHasher = make_own(block_size, hash_function, *others, **named)
-        # Whatever else a version asks for (0.33: tokens to look ahead) is off when it is 0.
-        if hash_function is not sha256 or any(others) or any(named.values()):
-            return own
         extra_keys = kv_cache_utils.generate_block_hash_extra_keys
+        make_own = engine.get_request_block_hasher  # type: ignore[union-attr]
+    except (ImportError, AttributeError):
+        return
+
+    def make(*arguments: Any, **named: Any) -> RequestHasher:
+        engine.get_request_block_hasher = make_own  # type: ignore[union-attr]
+        own: RequestHasher = make_own(*arguments, **named)
+        block_size, hash_function, *others = arguments if len(arguments) > 1 else (0, None)
+        # Whatever else a version asks for (0.33: tokens to look ahead) is off when it is 0.
+        if hash_function is not sha256 or any(others) or named:
+            return own
         return BlockHasher(own, block_size, lambda: kv_cache_utils.NONE_HASH, extra_keys)
 
-    engine.get_request_block_hasher = make  # type: ignore[attr-defined]
+    engine.get_request_block_hasher = make  # type: ignore[union-attr]
 
 
 def inside_multi_connector() -> bool:
