@@ -178,3 +178,22 @@ class OldWorkerHooks(WorkerHooks):
     def take_bad_blocks(self) -> set[int]:
         self.hooks.clear_connector_metadata()
         return self.bad
+
+
+def configured(extra: dict[str, Any], role: Any) -> Any:
+    """The connector of one process, as vLLM makes it for a small model."""
+    transfer = SimpleNamespace(
+        kv_connector_extra_config=extra, kv_role="kv_both", engine_id="e", kv_load_failure_policy="fail"
+    )
+    parallel = SimpleNamespace(world_size=1, rank=0)
+    config = SimpleNamespace(
+        kv_transfer_config=transfer,
+        parallel_config=parallel,
+        cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
+        scheduler_config=SimpleNamespace(async_scheduling=False),
+        speculative_config=None,
+    )
+    spec = type("FullAttentionSpec", (), {"block_size": 16, "page_size_bytes": 4096})()
+    group = SimpleNamespace(kv_cache_spec=spec, layer_names=["a"])
+    cache = SimpleNamespace(kv_cache_groups=[group], num_blocks=10, hash_block_size=None)
+    return VLLM_V1.LMCacheConnectorV1(config, role, cache)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hooked_engine import API, HookedEngine
+from hooked_engine import HookedEngine
 from test_faults import prompt
 from toy_engine import BLOCK, Request
 
@@ -262,31 +262,3 @@ def test_a_load_that_has_another_way_does_not_fail(late: bool, ranks: int) -> No
     assert told
     assert not any(told)
     assert "failed_loads" not in engine.counters.totals()
-
-
-def test_what_is_computed_on_another_connectors_failed_load_is_not_kept() -> None:
-    """Under MultiConnector vLLM takes a prefix from one child and has all of them store it."""
-    engine = HookedEngine()
-    request = engine.add(Request("first", prompt(1, 12), max_tokens=2))
-    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
-    request.table = engine.pool.allocate(3)
-    engine.scheduler.admit(request, list(request.table), 0)
-    new = SimpleNamespace(req_id="first", block_ids=(list(request.table),), num_computed_tokens=8)
-    cached = SimpleNamespace(req_ids=[], resumed_req_ids=set(), new_block_ids=[], num_computed_tokens=[])
-    orders = engine.scheduler.plan_step(
-        SimpleNamespace(
-            scheduled_new_reqs=[new],
-            scheduled_cached_reqs=cached,
-            num_scheduled_tokens={"first": 4},
-            preempted_req_ids=None,
-        )
-    )
-    assert orders.stores
-    (worker,) = engine.workers
-    worker.begin_step(orders)
-    worker.after_forward(orders)
-    worker.take_received()
-    assert worker.take_bad_blocks() == set()
-    engine.scheduler.output(API.WorkerMetadata(worker.take_step_acks()), None, request.table[:2])
-    assert engine.scheduler.index.stats()["visible"] == 0
-    assert engine.counters.totals()["dropped_stores:void"] == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hooked_engine import API, VLLM_V1, HookedEngine, WorkerHooks
+from hooked_engine import API, VLLM_V1, HookedEngine, WorkerHooks, configured
 from test_faults import prompt
 from toy_engine import BLOCK, LAYERS, ROW_BYTES, Request
 
@@ -151,24 +151,6 @@ def test_garbage_answers_leave_the_engine_right(soak: Soak) -> None:
                 engine.step()
             engine.assert_idle()
             engine.close()
-
-
-def configured(extra: dict[str, Any], role: Any) -> Any:
-    transfer = SimpleNamespace(
-        kv_connector_extra_config=extra, kv_role="kv_both", engine_id="e", kv_load_failure_policy="fail"
-    )
-    parallel = SimpleNamespace(world_size=1)
-    config = SimpleNamespace(
-        kv_transfer_config=transfer,
-        parallel_config=parallel,
-        cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
-        scheduler_config=SimpleNamespace(async_scheduling=False),
-        speculative_config=None,
-    )
-    spec = type("FullAttentionSpec", (), {"block_size": 16, "page_size_bytes": 4096})()
-    group = SimpleNamespace(kv_cache_spec=spec, layer_names=["a"])
-    cache = SimpleNamespace(kv_cache_groups=[group], num_blocks=10, hash_block_size=None)
-    return VLLM_V1.LMCacheConnectorV1(config, role, cache)
 
 
 def test_no_secret_in_lines_or_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
