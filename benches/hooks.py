@@ -2,7 +2,8 @@
 
     python benches/hooks.py [--model .models/SmolLM2-135M-Instruct] [--num-prompts 2] [--num-tokens 4000] [--repeats 3]
 
-The floor is 0: a run without a connector calls no hooks. One process, so that both roles are counted.
+The floor is 0: a run without a connector calls no hooks. One process, so that both roles are counted. Then steps with
+nothing to do: streams that decode, and store nothing.
 """
 
 import argparse
@@ -14,6 +15,11 @@ from typing import Any
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("LMCACHE_LOG_LEVEL", "WARNING")
+
+SCHEDULER_HOOKS = {"build_connector_meta", "update_connector_output"}
+"""Those that are called in every step; others of the scheduler's side come with a request's begin or end."""
+LAYER_HOOKS = {"has_connector_metadata", "wait_for_layer_load", "save_kv_layer"}
+"""Called for every layer, where the forward is no CUDA graph."""
 
 NOT_HOOKS = {"requires_kv_delivery", "build_kv_connector_stats", "build_prom_metrics"}
 
@@ -109,6 +115,37 @@ def main() -> None:
     print("hooks of the last second run, ms (calls):")
     for name, seconds in sorted(by_hook.items(), key=lambda item: -item[1])[:8]:
         print(f"  {name}: {seconds * 1e3:.3f} ({calls[name]})")
+    for streams in (1, 8):
+        print_idle_steps(streams, clock, llm, sampling)
+
+
+def print_idle_steps(streams: int, clock: HookClock, llm: Any, sampling: Any) -> None:
+    """Microseconds that both sides take for a step of streams that decode."""
+    sampling = sampling.clone()
+    sampling.max_tokens, sampling.ignore_eos = 200, True
+    engine = llm.llm_engine
+    for i in range(streams):
+        engine.add_request(f"stream {streams} {i}", {"prompt_token_ids": [i, 5, 6, 7]}, sampling)
+    for _ in range(20):  # they are all admitted, and their prompts stored
+        engine.step()
+    times: dict[str, list[float]] = {"worker": [], "layers": [], "scheduler": []}
+    clock.take()
+    while engine.has_unfinished_requests():
+        engine.step()
+        _, by_hook, calls = clock.take()
+        if not calls["build_connector_meta"] or calls["request_finished_all_groups"]:
+            continue
+        sums = dict.fromkeys(times, 0.0)
+        for name, seconds in by_hook.items():
+            side = "scheduler" if name in SCHEDULER_HOOKS else "layers" if name in LAYER_HOOKS else "worker"
+            sums[side] += seconds * 1e6
+        for side, us in sums.items():
+            times[side].append(us)
+    worker, layers, scheduler = (statistics.median(values) for values in times.values())
+    print(
+        f"{streams} streams that decode, us a step: worker {worker:.1f}, its hooks of layers {layers:.1f}, "
+        f"scheduler {scheduler:.1f}"
+    )
 
 
 if __name__ == "__main__":

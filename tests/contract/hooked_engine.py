@@ -148,7 +148,8 @@ class WorkerHooks(Hooks):
         self.hooks.start_load_kv(None)
 
     def after_layer(self, orders: Any, name: str) -> None:
-        self.hooks.save_kv_layer(name, None, None)
+        if self.hooks.has_connector_metadata():
+            self.hooks.save_kv_layer(name, None, None)
 
     def after_forward(self, orders: Any) -> None:
         self.hooks.wait_for_save()

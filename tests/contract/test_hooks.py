@@ -98,8 +98,11 @@ def test_copies_have_ended_before_vllm_unmaps_its_kv() -> None:
     assert drained == [True]
 
 
-def test_hooks_of_layers_are_called_in_steps_and_in_captures() -> None:
+@pytest.mark.parametrize("copies", ["loads", "stores", "joins"])
+def test_hooks_of_layers_are_called_in_steps_that_copy_and_in_captures(copies: str) -> None:
     made = connector(RuntimeError, Counters())
+    assert not made.has_connector_metadata(), "a step with nothing to do"
+    made.bind_connector_metadata(API.ConnectorMetadata(StepOrders(**{copies: [1]})))
     assert made.has_connector_metadata()
     made.clear_connector_metadata()
     assert not made.has_connector_metadata(), "a worker that cannot tell"

@@ -84,6 +84,11 @@ class Answers:
         return self._loads.get(job)
 
     @property
+    def busy(self) -> bool:
+        """Whether any job has begun and not ended."""
+        return bool(self._open)
+
+    @property
     def asynchronous(self) -> list[int]:
         """Asynchronous loads that have not ended."""
         return [job for job, order in self._loads.items() if order.asynchronous]

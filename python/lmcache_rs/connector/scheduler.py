@@ -284,13 +284,12 @@ class SchedulerSide:
         self._closed, self._ledger.on_stored = True, lambda job: None
 
     def take_counters(self) -> dict[str, float]:
-        """Counts since the last call, if any, with what the pool holds now."""
+        """Counts since the last call, with what the pool holds now."""
         stats = self.index.stats()
         self.counters.set("evictions", stats["evictions"])
         if self._tiering.writes_any:
             self.counters.set("unsaved_evictions", stats["unsaved_evictions"])
-        news = self.counters.take()
-        return news | pool_gauges(stats, self._geometry.slot_bytes) if news else news
+        return self.counters.take() | pool_gauges(stats, self._geometry.slot_bytes)
 
     def close(self) -> None:
         """Nothing is found or stored from now on; what was promised still ends. Slower tiers keep what they have."""

@@ -70,13 +70,13 @@ class Sides:
             self.counters.add(f"misses:declined_{self.geometry.reason}")
 
     def take_stats(self) -> dict[str, float]:
-        """Counts since the last call; on the scheduler side with what the pool holds."""
+        """Counts since the last call, if any; on the scheduler side with what the pool holds."""
         if self.worker is not None:
             for name, total in self.worker.tiers.counters().items():
                 self.counters.set(name, total)
         if self.scheduler is None:
             return self.counters.take()
-        return self.scheduler.take_counters()
+        return self.scheduler.take_counters() if self.counters.changed else {}
 
     def close(self) -> None:
         """End this side; safe twice."""

@@ -16,13 +16,17 @@ class Counters:
     def __init__(self) -> None:
         self._totals: dict[str, float] = {}
         self._taken: dict[str, float] = {}
+        self.changed = False
+        """Whether anything was added since they were last taken."""
 
     def add(self, name: str, amount: float = 1) -> None:
         """Count `amount` under `name`; a label follows after a colon, as in `misses:not_found`."""
         self._totals[name] = self._totals.get(name, 0) + amount
+        self.changed = True
 
     def set(self, name: str, total: float) -> None:
         """Take over a total that is counted elsewhere."""
+        self.changed = self.changed or self._totals.get(name, 0) != total
         self._totals[name] = total
 
     def totals(self) -> Mapping[str, float]:
@@ -31,6 +35,9 @@ class Counters:
 
     def take(self) -> dict[str, float]:
         """What was added since the last call."""
+        if not self.changed:
+            return {}
+        self.changed = False
         news = {k: v - self._taken.get(k, 0) for k, v in self._totals.items() if v != self._taken.get(k, 0)}
         self._taken.update(self._totals)
         return news

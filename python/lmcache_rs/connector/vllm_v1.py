@@ -59,11 +59,12 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward when the step has synchronous loads, otherwise after it."""
         if self._worker is not None and (orders := self._orders()) is not None:
-            self._worker.before_forward(orders, api.waits_for_layers(forward_context))
+            self._worker.before_forward(orders, bool(orders.loads) and api.waits_for_layers(forward_context))
 
     def has_connector_metadata(self) -> bool:
-        """Whether vLLM calls the hooks of layers: in its steps, and while it captures a CUDA graph."""
-        return super().has_connector_metadata() or self._is_captured()
+        """Whether vLLM calls the hooks of layers: in steps that copy, and while it captures a CUDA graph."""
+        orders = self._orders()
+        return self._is_captured() if orders is None else bool(orders.loads or orders.stores or orders.joins)
 
     @guard(lambda: False)
     def _is_captured(self) -> bool:
