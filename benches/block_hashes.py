@@ -29,9 +29,7 @@ def hashers(block_size: int) -> dict[str, Any]:
     """By name; no hasher is what vLLM does without connector and prefix cache."""
     kv_cache_utils.init_none_hash(sha256)
     own: Any = kv_cache_utils.get_request_block_hasher(block_size, sha256)
-    extra_keys = kv_cache_utils.generate_block_hash_extra_keys
-    ours = BlockHasher(own, block_size, lambda: kv_cache_utils.NONE_HASH, extra_keys)
-    return {"none": None, "vLLM": own, "lmcache_rs": ours}
+    return {"none": None, "vLLM": own, "lmcache_rs": BlockHasher(own, block_size, kv_cache_utils)}
 
 
 def request(tokens: list[int], hasher: Any) -> Any:

@@ -39,7 +39,8 @@ class Vllm:
 
 
 def hasher(own: Any) -> BlockHasher:
-    return BlockHasher(own, SIZE, lambda: ROOT, Vllm().extra_keys)
+    utils = SimpleNamespace(generate_block_hash_extra_keys=Vllm().extra_keys, NONE_HASH=ROOT)
+    return BlockHasher(own, SIZE, utils)
 
 
 def request(tokens: Any, extra: dict[int, str] | None = None, known: int = 0) -> Any:
@@ -114,7 +115,7 @@ def test_another_way_of_hashing_is_seen_at_the_first_request(monkeypatch: pytest
 def test_what_fails_is_left_to_vllm_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = warnings_of(monkeypatch)
     own = Vllm()
-    ours = BlockHasher(own, SIZE, lambda: 1 // 0, own.extra_keys)  # type: ignore[arg-type, return-value]
+    ours = BlockHasher(own, SIZE, SimpleNamespace(generate_block_hash_extra_keys=lambda *_: 1 // 0))
     for _ in range(3):
         assert ours(request(range(9))) == Vllm()(request(range(9)))
     assert ours.is_believed is False

@@ -75,8 +75,7 @@ def keys(count: int, first: int = 7, last: int = 7, tags: Any = None, **fields: 
     hash_function = get_hash_fn_by_name("sha256")
     sampling = SamplingParams(max_tokens=1, extra_args={"kv_transfer_params": tags} if tags else None)
     own = kv_cache_utils.get_request_block_hasher(BLOCK, hash_function)
-    extra_keys = kv_cache_utils.generate_block_hash_extra_keys
-    ours = BlockHasher(own, BLOCK, lambda: kv_cache_utils.NONE_HASH, extra_keys)
+    ours = BlockHasher(own, BLOCK, kv_cache_utils)
     ours.is_believed = True
     request, hashed_by_us = (
         Request(

@@ -23,22 +23,15 @@ class BlockHasher:
 
     It is believed after it gave for a first request what `own` gives, and never again after anything else.
 
-    `extra_keys(request, start, end, first_image)` are what vLLM adds to the hash of tokens `start` to `end` (LoRA,
-    images, salt): where it adds nothing for all of them, it adds nothing for any block of them. `root()` is the parent
-    of the first block.
+    `utils` is vLLM's module `kv_cache_utils`. Its `generate_block_hash_extra_keys` tells what is added to the hash of a
+    range of tokens (LoRA, images, salt): nothing for all of them is nothing for any block of them. Its `NONE_HASH`, the
+    parent of the first block, is set when an engine starts.
     """
 
-    def __init__(
-        self,
-        own: RequestHasher,
-        block_size: int,
-        root: Callable[[], bytes],
-        extra_keys: Callable[[Any, int, int, int], tuple[Any, int]],
-    ) -> None:
+    def __init__(self, own: RequestHasher, block_size: int, utils: Any) -> None:
         self._own = own
         self._block_size = block_size
-        self._root = root
-        self._extra_keys = extra_keys
+        self._utils = utils
         self.is_believed: bool | None = None
         """None until there was a first request with a full block."""
 
@@ -73,10 +66,10 @@ class BlockHasher:
         known = request.block_hashes
         start = len(known) * self._block_size
         end = request.num_tokens // self._block_size * self._block_size
-        extra, _ = self._extra_keys(request, start, end, 0)
+        extra, _ = self._utils.generate_block_hash_extra_keys(request, start, end, 0)
         if extra:
             return None
-        parent = known[-1] if known else self._root()
+        parent = known[-1] if known else self._utils.NONE_HASH
         try:
             return sha256_block_hashes(parent, request.all_token_ids[start:end], self._block_size)
         except InvalidArgumentError:

@@ -47,11 +47,6 @@ class Copies:
         copied.names.add(name)
         self._owners[name] = copied
 
-    @property
-    def busy(self) -> bool:
-        """Whether there are jobs or copies that have not ended."""
-        return bool(self._open or self._owners)
-
     def is_copy(self, name: int) -> bool:
         """Whether this is a copy in flight, not a job."""
         return name in self._owners

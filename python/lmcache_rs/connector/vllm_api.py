@@ -178,8 +178,8 @@ def hash_blocks_in_rust() -> None:
     try:
         from vllm.utils.hashing import sha256
         from vllm.v1.core import kv_cache_utils
+        from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys  # noqa: F401 - `BlockHasher` calls it
 
-        extra_keys = kv_cache_utils.generate_block_hash_extra_keys
         make_own = engine.get_request_block_hasher  # type: ignore[union-attr]
     except (ImportError, AttributeError):
         return
@@ -191,7 +191,7 @@ def hash_blocks_in_rust() -> None:
         # Whatever else a version asks for (0.33: tokens to look ahead) is off when it is 0.
         if hash_function is not sha256 or any(others) or named:
             return own
-        return BlockHasher(own, block_size, lambda: kv_cache_utils.NONE_HASH, extra_keys)
+        return BlockHasher(own, block_size, kv_cache_utils)
 
     engine.get_request_block_hasher = make  # type: ignore[union-attr]
 

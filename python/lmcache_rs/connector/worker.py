@@ -286,7 +286,7 @@ class WorkerSide:
     def _poll(self) -> None:
         results = self.tiers.take_results()
         self.answers.add_results(results)
-        if self._mover is None or not (results or self.answers.busy or self._copies.busy):
+        if self._mover is None or not (results or self.answers.busy):
             return
         try:
             self._pieces.fetched(results, self._mover)

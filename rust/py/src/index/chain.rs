@@ -37,7 +37,7 @@ pub fn sha256_block_hashes<'py>(
         Err(_) => None,
     };
     let tokens: Option<Vec<u32>> = tokens.iter().map(token).collect();
-    let tokens = tokens.ok_or_else(|| invalid("tokens are ints of at most 32 bits, not negative"))?;
+    let tokens = tokens.ok_or_else(|| invalid("tokens are ints of at most 31 bits, not negative"))?;
     let blocks = tokens.len() / block_size.0.max(1);
     let hashes = run(py, blocks, || core::sha256_block_hashes(parent, &tokens, block_size.0))?;
     PyList::new(py, hashes.iter().map(|hash| PyBytes::new(py, hash)))
