@@ -14,10 +14,14 @@ from toy_engine import BLOCK, ROW_BYTES, Request, ToyEngine
 from held_queue import HeldQueue
 from lmcache_rs.config import load_config
 from lmcache_rs.connector import pieces
+from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.copies import FIRST_COPY, Copies
-from lmcache_rs.connector.orders import DONE, FAILED, LoadOrder
+from lmcache_rs.connector.orders import DONE, FAILED, LoadOrder, StepOrders
+from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.pieces import Pieces
+from lmcache_rs.connector.stats import Counters
 from lmcache_rs.connector.tiers import OpenTier, open_tiers
+from lmcache_rs.connector.worker import WorkerSide
 
 CHUNKS = 4
 """Of the prompt."""
@@ -243,6 +247,20 @@ def test_a_result_that_came_before_the_order_counts(
     assert len(rig.pieces._results) == 10
     ended = list(rig.pieces.whole([(name, 1, 0.1) for name in rig.mover.loads]))
     assert [(job, moved) for job, moved, _ in ended] == [(7, -1)]
+
+
+def test_a_result_counts_that_came_while_the_worker_had_nothing_to_do() -> None:
+    results = [{}, {11: DONE}]
+    tiers: Any = SimpleNamespace(
+        take_results=lambda: results.pop() if results else {}, start=lambda orders: None
+    )
+    mover: Any = Loads()
+    mover.store_parts, mover.poll = (), list
+    side = WorkerSide(Barrier(Counters().add), Pace(1))
+    side.attach(mover, {}, tiers)
+    side.take_received()
+    side.start_loads(StepOrders([order((11, 1), (12, 1))]))
+    assert list(mover.loads.values()) == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize("why", ["given up", "too late", "refused", "failed"])
