@@ -1,16 +1,21 @@
 """Time spent inside the connector's hooks, both roles, copies included, as a share of a cold run of the real engine.
 
     python benches/hooks.py [--model .models/SmolLM2-135M-Instruct] [--num-prompts 2] [--num-tokens 4000] [--repeats 3]
+                            [--floor]
 
 The floor is 0: a run without a connector calls no hooks. One process, so that both roles are counted. Then steps with
-nothing to do: streams that decode, and store nothing.
+nothing to do: streams that decode, and store nothing. Their floor, by --floor, are the hooks of a connector that does
+nothing: what the stopwatch and cold caches take.
 """
 
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -21,19 +26,19 @@ SCHEDULER_HOOKS = {"build_connector_meta", "update_connector_output"}
 LAYER_HOOKS = {"has_connector_metadata", "wait_for_layer_load", "save_kv_layer"}
 """Called for every layer, where the forward is no CUDA graph."""
 
-NOT_HOOKS = {"requires_kv_delivery", "build_kv_connector_stats", "build_prom_metrics"}
+NOT_HOOKS = {"requires_kv_delivery", "requires_piecewise_for_cudagraph"}
 
 
 class HookClock:
-    """Wraps every hook of the connector class with a stopwatch; nested hooks are counted once."""
+    """Wraps the connector class's hooks of these names with a stopwatch; nested hooks are counted once."""
 
-    def __init__(self, connector: type) -> None:
+    def __init__(self, connector: type, names: Iterable[str]) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._inside = False
-        for name, member in list(vars(connector).items()):
-            if callable(member) and not name.startswith("_") and name not in NOT_HOOKS:
-                setattr(connector, name, self._timed(name, member))
+        for name in names:
+            if (hook := getattr(connector, name, None)) is not None:
+                setattr(connector, name, self._timed(name, hook))
 
     def _timed(self, name: str, hook: Any) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -66,6 +71,7 @@ def main() -> None:
     parser.add_argument("--num-prompts", type=int, default=2)
     parser.add_argument("--num-tokens", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--floor", action="store_true", help="a connector that does nothing instead of ours")
     options = parser.parse_args()
     os.environ.setdefault("LMCACHE_MAX_LOCAL_CPU_SIZE", "4")
 
@@ -74,7 +80,16 @@ def main() -> None:
 
     from lmcache_rs.connector.vllm_v1 import LMCacheConnectorV1
 
-    clock = HookClock(LMCacheConnectorV1)
+    names = {name for name, hook in vars(LMCacheConnectorV1).items() if callable(hook) and name[0] != "_"}
+    timed: type = LMCacheConnectorV1
+    transfer: dict[str, Any] = {"kv_connector": "LMCacheConnectorV1"}
+    if options.floor:
+        sys.path.append(str(Path(__file__).parent / "gpu"))
+        from null_connector import NullConnector
+
+        timed = NullConnector
+        transfer = {"kv_connector": "NullConnector", "kv_connector_module_path": "null_connector"}
+    clock = HookClock(timed, names - NOT_HOOKS)
     llm = LLM(
         model=options.model,
         dtype="bfloat16",
@@ -82,7 +97,7 @@ def main() -> None:
         enable_prefix_caching=False,
         max_model_len=8192,
         kv_cache_memory_bytes=512 << 20,
-        kv_transfer_config=KVTransferConfig(kv_connector="LMCacheConnectorV1", kv_role="kv_both"),
+        kv_transfer_config=KVTransferConfig(kv_role="kv_both", **transfer),
         disable_log_stats=True,
     )
     sampling = SamplingParams(temperature=0, max_tokens=1, detokenize=False)

@@ -19,9 +19,7 @@ VERSIONS = tuple(DATA["sources"])
 API: dict[str, dict[str, dict[str, list[str]]]] = DATA["api"]
 
 LEFT = {
-    "bind_connector_metadata": "vLLM's own: keeps the metadata for `_get_connector_metadata`",
     "bind_kv_cache_manager": "calls bind_gpu_block_pool, which versions before it call themselves",
-    "clear_connector_metadata": "vLLM's own",
     "finish_forward": "stores wait for wait_for_save, when the draft model has written too",
     "get_external_cache_hit_sources": "answers with `_cache_hit_source`",
     "get_finished_count": "all ranks",
@@ -54,8 +52,10 @@ def of_version(name: str, version: str) -> Forms:
 def ours() -> Forms:
     """The hooks of our class, those inherited from vLLM left out."""
     found = forms((CONNECTOR / "vllm_v1.py").read_text(), "LMCacheConnectorV1")
+    reporting = forms((CONNECTOR / "metrics.py").read_text(), "Reporting")
     assert found is not None
-    return {member: form for member, form in found.items() if member}
+    assert reporting is not None
+    return {member: form for member, form in (found | reporting).items() if member}
 
 
 def kind(form: str) -> str:

@@ -68,7 +68,7 @@ class Soon(Pace):
 def engine_with_late_loads(**options: Any) -> ToyEngine:
     engine = ToyEngine(extra=ASYNC, make_mover=LateMover, **options)
     for worker in engine.workers:
-        worker._pace = Soon(1)
+        worker._early._pace = Soon(1)
     return engine
 
 

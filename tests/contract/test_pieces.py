@@ -195,6 +195,8 @@ def test_without_asynchronous_loads_all_is_waited_for(tmp_path: Path) -> None:
 class Loads:
     """A mover that only notes what it is to load."""
 
+    rows, store_parts = 8, ()
+
     def __init__(self) -> None:
         self.loads: dict[int, list[int]] = {}
         self.refuses = False
@@ -255,7 +257,7 @@ def test_a_result_counts_that_came_while_the_worker_had_nothing_to_do() -> None:
         take_results=lambda: results.pop() if results else {}, start=lambda orders: None
     )
     mover: Any = Loads()
-    mover.store_parts, mover.poll = (), list
+    mover.poll = list
     side = WorkerSide(Barrier(Counters().add), Pace(1))
     side.attach(mover, {}, tiers)
     side.take_received()

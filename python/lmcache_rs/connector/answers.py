@@ -89,6 +89,12 @@ class Answers:
         return bool(self._open)
 
     @property
+    def none(self) -> bool:
+        """Whether no job is open and everybody has been told of all that ended."""
+        told = not (self._results or self._failed_loads or self._told or self._received or self.bad_blocks)
+        return told and not self._open
+
+    @property
     def asynchronous(self) -> list[int]:
         """Asynchronous loads that have not ended."""
         return [job for job, order in self._loads.items() if order.asynchronous]

@@ -25,6 +25,11 @@ class LayeredLoads:
         """Whether every forward that was captured waits for each layer."""
         return self._captures.complete
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether a forward waits for layers, or has."""
+        return bool(self._loads)
+
     def begin(self, order: LoadOrder, asks: bool, mover: Mover) -> bool:
         """The step's forward is to wait for each layer; `asks`: it calls `before`, otherwise it is a captured one.
 

@@ -1,7 +1,7 @@
 """Jobs the workers were ordered to do and have not all acknowledged, and what ends with them."""
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -152,8 +152,10 @@ class Ledger:
             return False
         return True
 
-    def orphan(self, request_ids: Container[str]) -> None:
+    def orphan(self, request_ids: Collection[str]) -> None:
         """These requests gave their blocks back: those held are held for us alone from now on."""
+        if not request_ids:
+            return
         for job in self._jobs:
             if job.record.id in request_ids and job.held and not job.orphan:
                 job.orphan = True

@@ -62,3 +62,19 @@ class LMCachePromMetrics(KVConnectorPromMetrics):
                 self._counters[name].labels(*values).inc(amount)
             elif kind in self._labelled and len(labels) == len(LABELLED[kind][2]):
                 self._labelled[kind].labels(*values, *labels).inc(amount)
+
+
+class Reporting:
+    """What a connector class makes of reports, for vLLM's loggers."""
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> LMCacheStats:
+        """Statistics that crossed a process boundary."""
+        return LMCacheStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: Any
+    ) -> LMCachePromMetrics:
+        """Our metrics in vLLM's registry, served on its /metrics."""
+        return LMCachePromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)

@@ -92,6 +92,12 @@ class StepOrders:
     idle: bool = False
     """No request computes anything in this step. vLLM up to 0.30 does not call the hook that stores then."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is ordered."""
+        loads = self.loads or self.broken or self.joins
+        return not (loads or self.stores or self.fetches or self.writes)
+
     def blocks_of_synchronous_loads(self) -> set[int]:
         """Blocks that this step's forward reads and a load fills, or was to fill."""
         loads: list[LoadOrder | BrokenLoad] = [*self.loads, *self.broken]

@@ -186,7 +186,7 @@ class SchedulerSide:
             self._ask_nearby()
             resting = self.frozen or self._resting()
             self._tiering.plan_step(scheduled.num_scheduled_tokens, orders, resting)
-            if self.worker_nearby is not None:
+            if self.worker_nearby is not None and not orders.empty:
                 self.worker_nearby.start_loads(orders)
             self._storing.plan(self._step, scheduled, resting, orders.stores)
         except BaseException as error:

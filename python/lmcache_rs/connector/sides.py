@@ -71,12 +71,12 @@ class Sides:
 
     def take_stats(self) -> dict[str, float]:
         """Counts since the last call, if any; on the scheduler side with what the pool holds."""
-        if self.worker is not None:
+        if self.worker is not None and not self.worker.tiers.absent:
             for name, total in self.worker.tiers.counters().items():
                 self.counters.set(name, total)
-        if self.scheduler is None:
-            return self.counters.take()
-        return self.scheduler.take_counters() if self.counters.changed else {}
+        if not self.counters.changed:
+            return {}
+        return self.counters.take() if self.scheduler is None else self.scheduler.take_counters()
 
     def close(self) -> None:
         """End this side; safe twice."""

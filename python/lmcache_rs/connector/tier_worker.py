@@ -58,6 +58,11 @@ class TierWorker:
         results, self._results = self._results, {}
         return results
 
+    @property
+    def absent(self) -> bool:
+        """Whether there are no tiers, so that nothing comes from them."""
+        return not (self._tiers or self._results)
+
     def counters(self) -> dict[str, float]:
         """What the tiers refused since the start, by tier and reason."""
         return {

@@ -1,20 +1,19 @@
 """LMCacheConnectorV1: vLLM's hooks, each behind the barrier, handed on to the scheduler or the worker side."""
 
-from collections.abc import Callable
 from typing import Any
 
 from lmcache_rs.config import load_config
 from lmcache_rs.connector import vllm_api as api
 from lmcache_rs.connector.barrier import Barrier, guard
-from lmcache_rs.connector.metrics import LMCachePromMetrics, LMCacheStats
-from lmcache_rs.connector.orders import PlanningError, StepOrders, WorkerAcks
+from lmcache_rs.connector.metrics import LMCacheStats, Reporting
+from lmcache_rs.connector.orders import PlanningError, StepOrders
 from lmcache_rs.connector.sides import Sides, build
 from lmcache_rs.log import init_logger
 
 logger = init_logger(__name__)
 
 
-class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
+class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
     """KV cache offloading to host memory, in the engine's own process.
 
     vLLM makes one for its scheduler and one for each worker. A side that is not served (another role, or a model that
@@ -27,6 +26,8 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         self._barrier: Barrier = self._sides.barrier
         self._scheduler = self._sides.scheduler
         self._worker = self._sides.worker
+        self._orders: StepOrders | None = None  # of the step that vLLM runs now
+        self._work: StepOrders | None = None  # the same, where they order anything
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -46,6 +47,19 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         if self._worker is not None:
             self._worker.drain()
 
+    @guard(lambda: None)
+    def bind_connector_metadata(self, connector_metadata: Any) -> None:
+        """A step begins on the worker."""
+        super().bind_connector_metadata(connector_metadata)
+        if isinstance(connector_metadata, api.ConnectorMetadata):
+            self._orders = self._work = connector_metadata.orders
+            self._work = None if self._orders.empty else self._orders
+
+    def clear_connector_metadata(self) -> None:
+        """It has ended."""
+        super().clear_connector_metadata()
+        self._orders = self._work = None
+
     @guard(lambda: None, repair=lambda self, metadata: self._begin_step(metadata))
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         """The first hook of every step that sees its orders: asynchronous loads start here."""
@@ -58,41 +72,39 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward when the step has synchronous loads, otherwise after it."""
-        if self._worker is not None and (orders := self._orders()) is not None:
+        if self._worker is not None and (orders := self._work) is not None:
             self._worker.before_forward(orders, bool(orders.loads) and api.waits_for_layers(forward_context))
 
+    @guard(lambda: False)
     def has_connector_metadata(self) -> bool:
         """Whether vLLM calls the hooks of layers: in steps that copy, and while it captures a CUDA graph."""
-        orders = self._orders()
-        return self._is_captured() if orders is None else bool(orders.loads or orders.stores or orders.joins)
-
-    @guard(lambda: False)
-    def _is_captured(self) -> bool:
-        return self._worker is not None and self._worker.is_captured()
+        if self._orders is None:
+            return self._worker is not None and self._worker.is_captured()
+        return self._work is not None and bool(self._work.loads or self._work.stores or self._work.joins)
 
     @guard(lambda: None)
     def wait_for_layer_load(self, layer_name: str) -> None:
         """The forward reads this layer next, or the one that is captured will: outside of steps."""
         if self._worker is not None:
-            steps = super().has_connector_metadata()
-            (self._worker.before_layer if steps else self._worker.capture_layer)(layer_name)
+            is_captured = self._orders is None
+            (self._worker.capture_layer if is_captured else self._worker.before_layer)(layer_name)
 
     @guard(lambda: None)
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         """The forward has computed this layer's KV, or the one that is captured will: outside of steps."""
-        if self._worker is not None and (orders := self._orders()) is not None and orders.stores:
+        if self._worker is not None and (orders := self._work) is not None and orders.stores:
             self._worker.after_layer(orders, layer_name)
 
     @guard(lambda: None)
     def wait_for_save(self) -> None:
         """The step's forward is submitted: store what it computed."""
-        if self._worker is not None and (orders := self._orders()) is not None:
+        if self._worker is not None and (orders := self._work) is not None:
             self._worker.after_forward(orders)
 
     @guard(lambda: (None, None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """VLLM up to 0.29: (sent, received) request ids; a failed load is told by `get_block_ids_with_load_errors`."""
-        if self._worker is None:
+        if self._worker is None or self._is_quiet():
             return None, None
         self._end_step()
         received, _ = self._worker.take_received(failed_as_blocks=True)
@@ -103,7 +115,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         received: set[str] = set()
         failed: set[str] = set()
         try:
-            if self._worker is not None:
+            if self._worker is not None and not self._is_quiet():
                 self._end_step()
                 received, failed = self._worker.take_received()
         except BaseException as error:
@@ -115,6 +127,8 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         if self._worker is None:
             return set()
         try:
+            if self._is_quiet():
+                return set()
             self._end_step()
             return self._worker.take_bad_blocks()
         except BaseException as error:
@@ -126,7 +140,7 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         if self._worker is None:
             return set()
         bad = self._worker.answers.take_bad_blocks()
-        return bad | (self._orders() or StepOrders()).blocks_of_synchronous_loads()
+        return bad | (self._work or StepOrders()).blocks_of_synchronous_loads()
 
     @guard(lambda: None)
     def build_connector_worker_meta(self) -> Any:
@@ -171,10 +185,9 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """The orders of this step; when planning fails, at least the promised loads."""
-        orders = StepOrders()
         try:
-            if self._scheduler is not None:
-                orders = self._scheduler.plan_step(scheduler_output)
+            scheduler = self._scheduler
+            orders = StepOrders() if scheduler is None else scheduler.plan_step(scheduler_output)
         except PlanningError as failure:
             self._barrier.report("build_connector_meta", failure)
             orders = failure.orders
@@ -187,24 +200,20 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
     def _rescued_orders(self) -> StepOrders:
         return self._scheduler.rescue_orders() if self._scheduler is not None else StepOrders()
 
-    @guard(lambda: None, repair=lambda self, output: self._acknowledge_later(output))
+    @guard(lambda: None, repair=lambda self, output: self._take_output(output, later=True))
     def update_connector_output(self, connector_output: Any) -> None:
         """The workers' answers of a step."""
-        if self._scheduler is not None:
-            self._take_output(connector_output, self._scheduler.acknowledge)
+        self._take_output(connector_output)
 
-    def _acknowledge_later(self, connector_output: Any) -> None:
-        if self._scheduler is not None:
-            self._take_output(connector_output, self._scheduler.acknowledge_later)
-
-    def _take_output(self, connector_output: Any, acknowledge: Callable[[WorkerAcks], None]) -> None:
-        if self._scheduler is not None and connector_output.invalid_block_ids:
-            self._scheduler.spoiled(connector_output.invalid_block_ids)
-        answer = connector_output.kv_connector_worker_meta
-        if isinstance(answer, api.WorkerMetadata):
-            acknowledge(answer.acks)
-        if self._scheduler is not None and connector_output.finished_recving:
-            self._scheduler.received(connector_output.finished_recving)
+    def _take_output(self, output: Any, later: bool = False) -> None:
+        if self._scheduler is None:
+            return
+        if output.invalid_block_ids:
+            self._scheduler.spoiled(output.invalid_block_ids)
+        if isinstance(answer := output.kv_connector_worker_meta, api.WorkerMetadata):
+            (self._scheduler.acknowledge_later if later else self._scheduler.acknowledge)(answer.acks)
+        if output.finished_recving:
+            self._scheduler.received(output.finished_recving)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """The request ended. Its blocks may be freed at once: those still to be stored are held in vLLM's pool."""
@@ -271,26 +280,15 @@ class LMCacheConnectorV1(api.KVConnectorBase_V1, api.SupportsHMA):
         load_config(extra_config)
         return False  # Graphs that are captured whole wait for layers by themselves.
 
-    @classmethod
-    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:
-        """VLLM's loggers rebuild statistics that crossed a process boundary."""
-        return LMCacheStats(data=data or {})
-
-    @classmethod
-    def build_prom_metrics(
-        cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: Any
-    ) -> Any:
-        """Our metrics in vLLM's registry, served on its /metrics."""
-        return LMCachePromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-
-    def _orders(self) -> StepOrders | None:
-        """The orders of the step that vLLM runs now; None outside of steps."""
-        metadata = self._get_connector_metadata() if super().has_connector_metadata() else None
-        return metadata.orders if isinstance(metadata, api.ConnectorMetadata) else None
+    def _is_quiet(self) -> bool:
+        """Whether this step orders nothing and there is nothing to tell, as in most steps."""
+        if self._work is not None or self._orders is None or self._worker is None:
+            return False
+        return self._worker.is_quiet(self._orders)
 
     def _end_step(self) -> None:
-        if self._worker is not None and (orders := self._orders()) is not None:
-            self._worker.end_step(orders)
+        if self._worker is not None and self._orders is not None:
+            self._worker.end_step(self._orders)
 
 
 class LMCacheRsConnector(LMCacheConnectorV1):

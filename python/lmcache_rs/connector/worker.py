@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from lmcache_rs.connector.answers import Answers
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.copies import Copies
+from lmcache_rs.connector.early import EarlyEnds
 from lmcache_rs.connector.layered import LayeredLoads
 from lmcache_rs.connector.mover import DRAIN_S_MAX, SPOILED_S_MAX, Mover
 from lmcache_rs.connector.orders import FAILED, JobResult, LoadOrder, Order, StepOrders, WorkerAcks
@@ -31,7 +32,7 @@ class WorkerSide:
         self._pieces = Pieces(self._copies, barrier.report)
         self._stored_layers = StoredLayers({}, (), self._copies, barrier.report)
         self.tiers = TierWorker(None, lambda _: {}, barrier)
-        self._rows_unreported = False
+        self._untold_rows: int | None = None
         self._orders = StepOrders()
         self._begun: set[int] = set()
         """Jobs of the current orders, and of those to come, that were begun or have failed."""
@@ -39,6 +40,7 @@ class WorkerSide:
         self._computing: StepOrders | None = None
         """Orders of which some layers were computed."""
         self.answers = Answers()
+        self._early = EarlyEnds(pace, self._pieces, self.answers)
         self._is_asked = False
         """The scheduler side is in this process and asks for acknowledgements."""
 
@@ -49,7 +51,7 @@ class WorkerSide:
         parts = mover.store_parts if mover is not None else ()
         self._stored_layers = StoredLayers(layers, parts, self._copies, self._barrier.report)
         self.tiers = tiers or self.tiers
-        self._rows_unreported = True
+        self._untold_rows = mover.rows if mover is not None else 0
 
     def start_loads(self, orders: StepOrders) -> None:
         """Start a step's loads, as soon as some or all of its orders are known. Idempotent."""
@@ -63,6 +65,8 @@ class WorkerSide:
         """The earliest hook of a step on the worker: report the loads that cannot be ordered. Idempotent."""
         self._enter(orders)
         self.start_loads(orders)
+        if orders.empty:
+            return
         self._fail_rest(orders.broken)
         if self._joined is not orders:
             for job in orders.joins:
@@ -122,6 +126,10 @@ class WorkerSide:
         self._enter(orders)
         self._fail_rest((*orders.broken, *orders.loads))
 
+    def is_quiet(self, orders: StepOrders) -> bool:
+        """Whether a step that orders nothing has begun, and nothing of others is under way or was not told."""
+        return orders is self._orders and self._has_told_all and not self._layered.waited_for
+
     def take_received(self, failed_as_blocks: bool = False) -> tuple[set[str], set[str]]:
         """Requests whose asynchronous load ended since the last call, and those of them whose load failed.
 
@@ -131,7 +139,7 @@ class WorkerSide:
             self.after_forward(self._orders)
         self._settle_layers()
         self._poll()
-        self._report_early()
+        self._early.tell(self._mover, self._layered.gated)
         received, failed = self.answers.take_received()
         if failed_as_blocks:
             self.answers.bad_blocks.update(*(blocks.tolist() for blocks in failed.values()))
@@ -144,25 +152,23 @@ class WorkerSide:
     def take_acks(self) -> WorkerAcks | None:
         """What the scheduler side may hear at any time and has not been told; None: nothing."""
         self._is_asked = True
-        return self._take_acks(of_step=False)
+        return self._take_acks(told=False, others=True)
 
     def take_step_acks(self) -> WorkerAcks | None:
         """What goes with a step's output: loads that failed, and the rest unless the scheduler side asks by itself.
 
         With overlapping steps an output is read late, also one of a step that computed nothing.
         """
-        return self._take_acks(of_step=True)
+        return self._take_acks(told=True, others=not self._is_asked)
 
-    def _take_acks(self, of_step: bool) -> WorkerAcks | None:
-        others = not (of_step and self._is_asked)
+    def _take_acks(self, told: bool, others: bool) -> WorkerAcks | None:
+        if self._has_told_all and self._untold_rows is None:
+            return None
         if others:
             self._poll()
-        results = self.answers.take_results(of_step, others)
-        if not results and not self._rows_unreported:
-            return None
-        rows = (self._mover.rows if self._mover is not None else 0) if self._rows_unreported else None
-        self._rows_unreported = False
-        return WorkerAcks(results, rows)
+        results = self.answers.take_results(told, others)
+        rows, self._untold_rows = self._untold_rows, None
+        return WorkerAcks(results, rows) if results or rows is not None else None
 
     def drain(self) -> None:
         """Wait until no copy is in flight, for a bounded time, and begin none of what waits for more."""
@@ -193,12 +199,18 @@ class WorkerSide:
         if orders is self._orders:
             return
         before, self._orders = self._orders, orders
-        self._stored_layers.end(None)
         self._pace.step()
+        if before.empty:
+            return
+        self._stored_layers.end(None)
         self.tiers.leave(before)
         jobs: list[Order] = [*before.broken, *before.loads, *before.stores]
         self._fail_rest(jobs)
         self._begun.difference_update(order.job for order in jobs)
+
+    @property
+    def _has_told_all(self) -> bool:
+        return self.answers.none and self.tiers.absent
 
     def _begins(self, order: Order) -> bool:
         """Whether this is the first call for this job; it must end from now on."""
@@ -269,19 +281,6 @@ class WorkerSide:
                 self._poll()
                 time.sleep(0.001)
             self.answers.spoil(order)
-
-    def _report_early(self) -> None:
-        """Tell vLLM of loads that will have ended before it can use their blocks; it is made to join them then.
-
-        Those by layers end while the forward that reads them runs.
-        """
-        if self._mover is None or not self.answers.asynchronous or not (lead := self._pace.lead()):
-            return
-        layered = lead + (self._pace.step_seconds() if self._layered.gated else 0.0)
-        for job in self._pieces.settled(self._mover.settle_loads(lead, layered)):
-            order = self.answers.load(job)
-            if isinstance(order, LoadOrder) and order.asynchronous and order.held:
-                self.answers.tell_early(order)
 
     def _poll(self) -> None:
         results = self.tiers.take_results()
