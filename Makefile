@@ -90,6 +90,7 @@ bench: setup model
 bench-gpu: setup
 	$(BIN)/python benches/gpu/copies.py
 	$(BIN)/python benches/gpu/engine.py
+	$(BIN)/python benches/gpu/short_prompts.py
 	$(BIN)/python benches/gpu/engine.py --only-start --cpu-gb 64
 
 .PHONY: wheel  ## Build the wheels to ship into dist/.
