@@ -7,6 +7,9 @@ use std::fs;
 /// CPUs that a `cpu_set_t` can name.
 const CPUS_MAX: usize = libc::CPU_SETSIZE as usize;
 
+/// The least of a thread's claims to a CPU.
+const NICEST: libc::c_int = 19;
+
 /// NUMA nodes that a mask has room for.
 const NODES_MAX: usize = 1024;
 
@@ -21,6 +24,12 @@ pub(crate) fn use_every_cpu() {
     }
     // SAFETY: `set` is initialised and its size is given; 0 is the calling thread.
     unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
+}
+
+/// Has every other thread of this machine go before the calling one, where there are too few CPUs. Only advice.
+pub(crate) fn yield_to_others() {
+    // SAFETY: no memory is given; 0 is the calling thread, as Linux reads it.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICEST) };
 }
 
 /// Has pages that the calling thread touches first come from a NUMA node, while it has any. Only advice.
@@ -71,6 +80,18 @@ mod tests {
         assert!(parse_list("").is_empty());
         assert!(parse_list("x-3").is_empty());
         assert_eq!(parse_list("1022-5000").last(), Some(&(CPUS_MAX - 1)));
+    }
+
+    #[test]
+    fn a_thread_yields_and_the_others_do_not() {
+        // SAFETY: no memory is given; 0 is the calling thread.
+        let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let before = nice();
+        let yielded = std::thread::spawn(move || {
+            yield_to_others();
+            nice()
+        });
+        assert_eq!((yielded.join().expect("no panic"), nice()), (NICEST, before));
     }
 
     #[test]

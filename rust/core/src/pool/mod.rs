@@ -9,7 +9,7 @@ mod prefault;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use affinity::{prefer_node, use_every_cpu};
+pub(crate) use affinity::{prefer_node, use_every_cpu, yield_to_others};
 pub use host::{HostPool, HostPoolConfig, pool_rows};
 pub(crate) use owner::Owner;
 
