@@ -14,7 +14,6 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,13 @@ NOT_HOOKS = {"requires_kv_delivery", "requires_piecewise_for_cudagraph"}
 
 
 class HookClock:
-    """Wraps the connector class's hooks of these names with a stopwatch; nested hooks are counted once."""
+    """Wraps a connector class's hooks, those that ours has, with a stopwatch; nested hooks are counted once."""
 
-    def __init__(self, connector: type, names: Iterable[str]) -> None:
+    def __init__(self, connector: type) -> None:
+        from lmcache_rs.connector.vllm_v1 import LMCacheConnectorV1
+
+        ours = vars(LMCacheConnectorV1).items()
+        names = {name for name, hook in ours if callable(hook) and name[0] != "_"} - NOT_HOOKS
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._inside = False
@@ -80,7 +83,6 @@ def main() -> None:
 
     from lmcache_rs.connector.vllm_v1 import LMCacheConnectorV1
 
-    names = {name for name, hook in vars(LMCacheConnectorV1).items() if callable(hook) and name[0] != "_"}
     timed: type = LMCacheConnectorV1
     transfer: dict[str, Any] = {"kv_connector": "LMCacheConnectorV1"}
     if options.floor:
@@ -89,7 +91,7 @@ def main() -> None:
 
         timed = NullConnector
         transfer = {"kv_connector": "NullConnector", "kv_connector_module_path": "null_connector"}
-    clock = HookClock(timed, names - NOT_HOOKS)
+    clock = HookClock(timed)
     llm = LLM(
         model=options.model,
         dtype="bfloat16",

@@ -21,7 +21,7 @@ os.environ.setdefault("LMCACHE_LOG_LEVEL", "WARNING")
 sys.path.append(str(Path(__file__).parent.parent))
 
 from engine_run import Engine, prompt
-from hooks import NOT_HOOKS, HookClock
+from hooks import HookClock
 
 from lmcache_rs.connector import stored_layers
 
@@ -45,8 +45,7 @@ def main() -> None:
 
     from lmcache_rs.connector.vllm_v1 import LMCacheConnectorV1
 
-    names = {name for name, hook in vars(LMCacheConnectorV1).items() if callable(hook) and name[0] != "_"}
-    clock = HookClock(LMCacheConnectorV1, names - NOT_HOOKS)
+    clock = HookClock(LMCacheConnectorV1)
     engine = Engine("lmcache_rs", POOL_GB, 24)
     client: Any = engine.llm.llm_engine.engine_core
     side = client.engine_core.scheduler.connector._scheduler

@@ -35,8 +35,6 @@ class Counters:
 
     def take(self) -> dict[str, float]:
         """What was added since the last call."""
-        if not self.changed:
-            return {}
         self.changed = False
         news = {k: v - self._taken.get(k, 0) for k, v in self._totals.items() if v != self._taken.get(k, 0)}
         self._taken.update(self._totals)
