@@ -271,7 +271,7 @@ class Scenario(Bytes, Damage, Inputs, Tiers):
         """From now on stores of any size go by layers, where the device has parts; their parts are counted."""
         from lmcache_rs.connector import stored_layers
 
-        stored_layers.BLOCKS_MIN, mover = 1, worker_side()._mover
+        stored_layers.BYTES_MIN, mover = 1, worker_side()._mover
         store = mover.store
 
         def counting(job: int, rows: Any, blocks: Any, *part: int) -> None:

@@ -70,24 +70,57 @@ class Damage:
         return [name for name, value in named if getattr(value, "__name__", "") == "fail"]
 
     def tell_loads_early(self) -> None:
-        """From now on vLLM is told of asynchronous loads as soon as they began; `early_loads` counts them."""
-        worker, self.told_early = worker_side(), set[int]()
+        """From now on vLLM is told of asynchronous loads as soon as they began, and they end after they were joined."""
+        worker, self.early = worker_side(), EarlyLoads(worker_side()._mover)
         worker._pace.lead = lambda: 1.0
 
         def settle_loads(_seconds: float, _by_layers: float) -> list[int]:
-            self.told_early.update(worker.answers.asynchronous)
+            self.early.told.update(worker.answers.asynchronous)
             return list(worker.answers.asynchronous)
 
         worker._mover.settle_loads = settle_loads
 
     def early_loads(self) -> int:
-        return len(getattr(self, "told_early", ()))
+        """Those that were told early and joined."""
+        return len(self.early.told & self.early.joined) if hasattr(self, "early") else 0
 
     def pass_time(self, seconds: float) -> None:
         """The cache that turned itself off sees so much time pass."""
         breaker = handle()._scheduler._barrier._breaker
         clock = breaker._clock
         breaker._clock = lambda: clock() + seconds
+
+
+class EarlyLoads:
+    """Puts itself before a mover: what was told early is not seen to end before a forward was made to wait for it.
+
+    So it is whole only if that forward waits. One that nobody waits for, of an aborted request, ends after some looks.
+    """
+
+    looks_max = 100
+
+    def __init__(self, mover: Any) -> None:
+        self.told: set[int] = set()
+        self.joined: set[int] = set()
+        self._looks: dict[int, int] = {}
+        self._kept: list[tuple[int, int, float]] = []
+        self._poll, self._join_load = mover.poll, mover.join_load
+        mover.poll, mover.join_load = self.poll, self.join_load
+
+    def poll(self) -> list[tuple[int, int, float]]:
+        ended = self._kept + self._poll()
+        self._kept = [end for end in ended if self._is_kept(end[0])]
+        return [end for end in ended if end not in self._kept]
+
+    def join_load(self, job: int, *layer: int) -> None:
+        self.joined.add(job)
+        self._join_load(job, *layer)
+
+    def _is_kept(self, job: int) -> bool:
+        if job not in self.told or job in self.joined:
+            return False
+        self._looks[job] = self._looks.get(job, 0) + 1
+        return self._looks[job] < self.looks_max
 
 
 def failing(call: Any, left: list[int]) -> Any:

@@ -52,7 +52,7 @@ class LateMover:
         touch: Callable[[int, Any, str], None],
     ) -> None:
         self.rows = rows
-        self.store_parts = (0,)
+        self.store_parts, self.row_bytes = (0,), 8 * kv.shape[1]
         self.memory = np.zeros((rows, kv.shape[1]), np.uint64)
         self.hurry = False
         self._released: set[tuple[int, int]] = set()

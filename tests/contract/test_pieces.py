@@ -76,6 +76,12 @@ class Slow:
     def begin(self) -> None:
         until(self.engine, lambda: self.total("loads_as_fetched") == 1)
 
+    def wait(self) -> None:
+        """Go on for a while with no more than the first chunk."""
+        until(self.engine, lambda: len(self.queues) > 0)
+        for _ in range(20):
+            self.engine.step()
+
     def end(self) -> None:
         self.engine.run()
         assert self.request.output
@@ -174,8 +180,7 @@ def test_draining_begins_no_copy_of_what_has_not_come(tmp_path: Path) -> None:
 
 def test_few_blocks_are_lent_to_what_has_not_come(tmp_path: Path) -> None:
     slow = Slow(tmp_path, blocks=40)
-    for _ in range(20):
-        slow.engine.step()
+    slow.wait()
     slow.let(3)
     slow.end()
     assert slow.total("loads_as_fetched") == 0, "13 blocks are more than a quarter of 40"
@@ -184,8 +189,7 @@ def test_few_blocks_are_lent_to_what_has_not_come(tmp_path: Path) -> None:
 
 def test_without_asynchronous_loads_all_is_waited_for(tmp_path: Path) -> None:
     slow = Slow(tmp_path, enable_async_loading=False)
-    for _ in range(20):
-        slow.engine.step()
+    slow.wait()
     slow.let(3)
     slow.end()
     assert slow.total("loads_as_fetched") == 0
@@ -195,7 +199,7 @@ def test_without_asynchronous_loads_all_is_waited_for(tmp_path: Path) -> None:
 class Loads:
     """A mover that only notes what it is to load."""
 
-    rows, store_parts = 8, ()
+    rows, row_bytes, store_parts = 8, 8, ()
 
     def __init__(self) -> None:
         self.loads: dict[int, list[int]] = {}

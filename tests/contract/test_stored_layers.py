@@ -10,11 +10,13 @@ from lmcache_rs._core import HostPool
 from lmcache_rs.connector import stored_layers
 from lmcache_rs.connector.copies import FIRST_COPY, Copies
 from lmcache_rs.connector.orders import StoreOrder
-from lmcache_rs.connector.stored_layers import BLOCKS_MIN, StoredLayers
+from lmcache_rs.connector.stored_layers import StoredLayers
 from lmcache_rs.copy.cpu import CpuMover
 
 PROMPT = list(range(40))
 PAGE = BLOCK * 8
+BLOCKS_MIN = 32
+ROW_BYTES = stored_layers.BYTES_MIN // BLOCKS_MIN
 
 
 class PartsMover(CpuMover):
@@ -47,7 +49,7 @@ class PartsMover(CpuMover):
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> ToyEngine:
-    monkeypatch.setattr(stored_layers, "BLOCKS_MIN", 3)
+    monkeypatch.setattr(stored_layers, "BYTES_MIN", 3 * LAYERS * PAGE)
     return ToyEngine(make_mover=PartsMover)
 
 
@@ -158,7 +160,7 @@ class Taken:
 def test_a_part_waits_for_all_of_its_layers_and_for_all_that_share_a_tensor() -> None:
     names = {"a": 0, "b": 1, "c": 2, "shared": 2}
     copies, mover = Copies(), Taken()
-    stored = StoredLayers(names, (0, 2), copies, lambda *_: None)
+    stored = StoredLayers(names, (0, 2), ROW_BYTES, copies, lambda *_: None)
     numbers = np.arange(BLOCKS_MIN, dtype=np.uint32)
     one, other = StoreOrder(1, numbers[1:], numbers[1:]), StoreOrder(2, numbers[:1], numbers[:1] + 100)
     assert not stored.takes([one])

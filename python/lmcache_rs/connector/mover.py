@@ -19,6 +19,10 @@ class Mover(Protocol):
     def rows(self) -> int:
         """Rows of the pool."""
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a block, which a row holds."""
+
     def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
         """Begin a load that the next forward reads, which joins it before it does."""
 

@@ -28,6 +28,7 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
         self._worker = self._sides.worker
         self._orders: StepOrders | None = None  # of the step that vLLM runs now
         self._work: StepOrders | None = None  # the same, where they order anything
+        self._quiet = False  # the step orders nothing and there is nothing to tell, as in most steps
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -52,13 +53,14 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
         """A step begins on the worker."""
         super().bind_connector_metadata(connector_metadata)
         if isinstance(connector_metadata, api.ConnectorMetadata):
-            self._orders = self._work = connector_metadata.orders
-            self._work = None if self._orders.empty else self._orders
+            orders = connector_metadata.orders
+            self._quiet = self._worker is not None and self._worker.quiet is orders
+            self._orders, self._work = orders, None if self._quiet or orders.empty else orders
 
     def clear_connector_metadata(self) -> None:
         """It has ended."""
         super().clear_connector_metadata()
-        self._orders = self._work = None
+        self._orders, self._work, self._quiet = None, None, False
 
     @guard(lambda: None, repair=lambda self, metadata: self._begin_step(metadata))
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
@@ -104,7 +106,7 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: (None, None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """VLLM up to 0.29: (sent, received) request ids; a failed load is told by `get_block_ids_with_load_errors`."""
-        if self._worker is None or self._is_quiet():
+        if self._worker is None or self._quiet:
             return None, None
         self._end_step()
         received, _ = self._worker.take_received(failed_as_blocks=True)
@@ -115,7 +117,7 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
         received: set[str] = set()
         failed: set[str] = set()
         try:
-            if self._worker is not None and not self._is_quiet():
+            if self._worker is not None and not self._quiet:
                 self._end_step()
                 received, failed = self._worker.take_received()
         except BaseException as error:
@@ -127,7 +129,7 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
         if self._worker is None:
             return set()
         try:
-            if self._is_quiet():
+            if self._quiet:
                 return set()
             self._end_step()
             return self._worker.take_bad_blocks()
@@ -145,8 +147,9 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
     @guard(lambda: None)
     def build_connector_worker_meta(self) -> Any:
         """The worker's answers to its orders."""
-        acks = self._worker.take_step_acks() if self._worker is not None else None
-        return None if acks is None else api.WorkerMetadata(acks)
+        if self._worker is None or self._quiet or (acks := self._worker.take_step_acks()) is None:
+            return None
+        return api.WorkerMetadata(acks)
 
     # ---- scheduler side ----------------------------------------------------------------------------------------------
 
@@ -279,12 +282,6 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
         """VLLM asks while it reads its own configuration, before any weights: a wrong value of ours ends the start."""
         load_config(extra_config)
         return False  # Graphs that are captured whole wait for layers by themselves.
-
-    def _is_quiet(self) -> bool:
-        """Whether this step orders nothing and there is nothing to tell, as in most steps."""
-        if self._work is not None or self._orders is None or self._worker is None:
-            return False
-        return self._worker.is_quiet(self._orders)
 
     def _end_step(self) -> None:
         if self._worker is not None and self._orders is not None:

@@ -30,10 +30,12 @@ class WorkerSide:
         self._layered = LayeredLoads({})
         self._copies = Copies()
         self._pieces = Pieces(self._copies, barrier.report)
-        self._stored_layers = StoredLayers({}, (), self._copies, barrier.report)
+        self._stored_layers = StoredLayers({}, (), 0, self._copies, barrier.report)
         self.tiers = TierWorker(None, lambda _: {}, barrier)
         self._untold_rows: int | None = None
         self._orders = StepOrders()
+        self.quiet: StepOrders | None = None
+        """The orders of a step that orders nothing, begun when nothing was under way and everything was told."""
         self._begun: set[int] = set()
         """Jobs of the current orders, and of those to come, that were begun or have failed."""
         self._joined: StepOrders | None = None
@@ -48,8 +50,8 @@ class WorkerSide:
         """Take the mover of the KV caches (None: every job fails), its layers' numbers and the slower tiers."""
         self._mover = mover
         self._layered = LayeredLoads(layers)
-        parts = mover.store_parts if mover is not None else ()
-        self._stored_layers = StoredLayers(layers, parts, self._copies, self._barrier.report)
+        parts, row_bytes = (mover.store_parts, mover.row_bytes) if mover is not None else ((), 0)
+        self._stored_layers = StoredLayers(layers, parts, row_bytes, self._copies, self._barrier.report)
         self.tiers = tiers or self.tiers
         self._untold_rows = mover.rows if mover is not None else 0
 
@@ -64,9 +66,10 @@ class WorkerSide:
     def begin_step(self, orders: StepOrders) -> None:
         """The earliest hook of a step on the worker: report the loads that cannot be ordered. Idempotent."""
         self._enter(orders)
-        self.start_loads(orders)
         if orders.empty:
+            self.quiet = orders if self._has_told_all and not self._layered.waited_for else None
             return
+        self.start_loads(orders)
         self._fail_rest(orders.broken)
         if self._joined is not orders:
             for job in orders.joins:
@@ -126,10 +129,6 @@ class WorkerSide:
         self._enter(orders)
         self._fail_rest((*orders.broken, *orders.loads))
 
-    def is_quiet(self, orders: StepOrders) -> bool:
-        """Whether a step that orders nothing has begun, and nothing of others is under way or was not told."""
-        return orders is self._orders and self._has_told_all and not self._layered.waited_for
-
     def take_received(self, failed_as_blocks: bool = False) -> tuple[set[str], set[str]]:
         """Requests whose asynchronous load ended since the last call, and those of them whose load failed.
 
@@ -162,7 +161,7 @@ class WorkerSide:
         return self._take_acks(told=True, others=not self._is_asked)
 
     def _take_acks(self, told: bool, others: bool) -> WorkerAcks | None:
-        if self._has_told_all and self._untold_rows is None:
+        if self._has_told_all:
             return None
         if others:
             self._poll()
@@ -200,7 +199,7 @@ class WorkerSide:
             return
         before, self._orders = self._orders, orders
         self._pace.step()
-        if before.empty:
+        if before is self.quiet or before.empty:
             return
         self._stored_layers.end(None)
         self.tiers.leave(before)
@@ -210,7 +209,7 @@ class WorkerSide:
 
     @property
     def _has_told_all(self) -> bool:
-        return self.answers.none and self.tiers.absent
+        return self.answers.none and self.tiers.absent and self._untold_rows is None
 
     def _begins(self, order: Order) -> bool:
         """Whether this is the first call for this job; it must end from now on."""

@@ -37,6 +37,11 @@ class CpuMover:
         """Rows of the pool."""
         return self._pool.rows
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a block."""
+        return self._pool.row_bytes
+
     def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
         """Load now, whole rows; the result comes with the next poll."""
         self._copy("load", job, rows, blocks)

@@ -104,6 +104,11 @@ class CudaMover:
         """Rows of the pool."""
         return self._pool.rows
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a block."""
+        return self._pool.row_bytes
+
     def load_now(self, job: int, rows: Numbers, blocks: Numbers, by_layers: bool = False) -> None:
         """Load in the background what the next forward reads, after what the current stream was given before."""
         self._pins.check()
