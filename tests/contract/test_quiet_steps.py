@@ -1,5 +1,6 @@
 """Steps that order nothing: hooks return at once, unless something of other steps is left to end or to tell."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lmcache_rs.connector.worker import WorkerSide
 from lmcache_rs.copy.cpu import CpuMover
 
 ONE = np.array([1], np.uint32)
+ENDS_S_MAX = 10.0
 
 
 @pytest.fixture
@@ -50,6 +52,20 @@ def test_the_worker_is_asked_nothing_in_a_quiet_step(worker: WorkerHooks) -> Non
         setattr(side, name, lambda *_, name=name: asked.append(name))
     assert quiet_step(worker, StepOrders()) == (set(), set(), None)
     assert asked == []
+
+
+def test_a_load_that_ends_later_is_told_in_a_step_that_orders_nothing(worker: WorkerHooks) -> None:
+    load = LoadOrder(7, "r", ONE, ONE, asynchronous=True)
+    received, _, acks = quiet_step(worker, StepOrders(loads=[load]))
+    told, jobs = set(received), dict(acks.jobs) if acks else {}
+    deadline = time.monotonic() + ENDS_S_MAX
+    while not (told and jobs):
+        assert time.monotonic() < deadline
+        received, _, acks = quiet_step(worker, StepOrders())
+        told |= received
+        jobs |= acks.jobs if acks else {}
+    assert told == {"r"}
+    assert not jobs[7].failed
 
 
 @pytest.mark.parametrize("begun", [True, False])
