@@ -87,10 +87,10 @@ def main() -> None:
     transfer: dict[str, Any] = {"kv_connector": "LMCacheConnectorV1"}
     if options.floor:
         sys.path.append(str(Path(__file__).parent / "gpu"))
+        from engine_run import NULL
         from null_connector import NullConnector
 
-        timed = NullConnector
-        transfer = {"kv_connector": "NullConnector", "kv_connector_module_path": "null_connector"}
+        timed, transfer = NullConnector, NULL
     clock = HookClock(timed)
     llm = LLM(
         model=options.model,

@@ -7,6 +7,7 @@ class Damage:
     """Works on the connector's sides that live in this process."""
 
     llm: Any
+    early: "EarlyLoads | None" = None
 
     def swap_layers(self) -> None:
         """Negative control: every stored row now has its layers' KV in another order.
@@ -71,18 +72,12 @@ class Damage:
 
     def tell_loads_early(self) -> None:
         """From now on vLLM is told of asynchronous loads as soon as they began, and they end after they were joined."""
-        worker, self.early = worker_side(), EarlyLoads(worker_side()._mover)
-        worker._pace.lead = lambda: 1.0
-
-        def settle_loads(_seconds: float, _by_layers: float) -> list[int]:
-            self.early.told.update(worker.answers.asynchronous)
-            return list(worker.answers.asynchronous)
-
-        worker._mover.settle_loads = settle_loads
+        worker_side()._pace.lead = lambda: 1.0
+        self.early = EarlyLoads(worker_side())
 
     def early_loads(self) -> int:
         """Those that were told early and joined."""
-        return len(self.early.told & self.early.joined) if hasattr(self, "early") else 0
+        return len(self.early.told & self.early.joined) if self.early is not None else 0
 
     def pass_time(self, seconds: float) -> None:
         """The cache that turned itself off sees so much time pass."""
@@ -92,20 +87,25 @@ class Damage:
 
 
 class EarlyLoads:
-    """Puts itself before a mover: what was told early is not seen to end before a forward was made to wait for it.
+    """Puts itself before the mover: all loads are told early, and not seen to end before a forward was made to wait.
 
-    So it is whole only if that forward waits. One that nobody waits for, of an aborted request, ends after some looks.
+    So they are whole only if it waits. One that nobody waits for, of an aborted request, ends after some looks.
     """
 
     looks_max = 100
 
-    def __init__(self, mover: Any) -> None:
+    def __init__(self, worker: Any) -> None:
         self.told: set[int] = set()
         self.joined: set[int] = set()
         self._looks: dict[int, int] = {}
         self._kept: list[tuple[int, int, float]] = []
+        self._answers, mover = worker.answers, worker._mover
         self._poll, self._join_load = mover.poll, mover.join_load
-        mover.poll, mover.join_load = self.poll, self.join_load
+        mover.poll, mover.join_load, mover.settle_loads = self.poll, self.join_load, self.settle_loads
+
+    def settle_loads(self, _seconds: float, _by_layers: float) -> list[int]:
+        self.told.update(self._answers.asynchronous)
+        return list(self._answers.asynchronous)
 
     def poll(self) -> list[tuple[int, int, float]]:
         ended = self._kept + self._poll()

@@ -44,9 +44,10 @@ KV_BYTES_PER_TOKEN = 2 * 36 * 8 * 128 * 2
 PROMPTS, TOKENS, STREAMS = 10, 10_000, 8
 HIT_EVERY_S = 0.12
 
+NULL: dict[str, Any] = {"kv_connector": "NullConnector", "kv_connector_module_path": "null_connector"}
 CONNECTORS: dict[str, dict[str, Any] | None] = {
     "none": None,
-    "null": {"kv_connector": "NullConnector", "kv_connector_module_path": "null_connector"},
+    "null": NULL,
     "lmcache_rs": {"kv_connector": "LMCacheRsConnector"},
     "lmcache": {"kv_connector": "LMCacheConnectorV1"},
     "offload": {"kv_connector": "OffloadingConnector"},

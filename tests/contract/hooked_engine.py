@@ -82,7 +82,7 @@ class Hooks:
         hooks._barrier = side._barrier
         hooks._scheduler = side if role == "scheduler" else None
         hooks._worker = side if role == "worker" else None
-        hooks._orders = hooks._work = None
+        hooks._orders, hooks._work, hooks._quiet = None, None, False
         hooks._sides = SimpleNamespace(
             barrier=side._barrier, close=side.close, take_stats=getattr(side, "take_counters", dict)
         )

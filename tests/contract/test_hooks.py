@@ -89,7 +89,7 @@ def connector(make: Callable[[], BaseException], counters: Counters) -> Any:
     API.KVConnectorBase_V1.__init__(made, None, None, None)
     made._barrier = Barrier(counters.add)
     made._sides = made._scheduler = made._worker = AlwaysFails(make)
-    made._orders = made._work = None
+    made._orders, made._work, made._quiet = None, None, False
     made.bind_connector_metadata(API.ConnectorMetadata(StepOrders(joins=[1])))
     return made
 

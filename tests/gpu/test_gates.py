@@ -65,15 +65,19 @@ def equal(one: list[Any], other: list[Any]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def reads_what_is_loaded(forward: Forward, rng: np.random.Generator) -> bool:
+    """Whether a replay beside a load of blocks that were just stored reads these."""
+    fill(forward.rig.kv)
+    rows, blocks, stored = store(forward.rig, rng)
+    return equal(forward.read_loaded(rows, blocks), stored)
+
+
 @pytest.mark.parametrize("layout", [*LAYOUTS, large])
 def test_a_graph_waits_for_each_layer_of_each_load(layout: Any) -> None:
-    rig = Rig(layout(torch.uint8))
-    forward = Forward(rig)
+    forward = Forward(Rig(layout(torch.uint8)))
     rng = np.random.default_rng(1)
     for turn in range(TURNS):
-        fill(rig.kv)
-        rows, blocks, stored = store(rig, rng)
-        assert equal(forward.read_loaded(rows, blocks), stored), turn
+        assert reads_what_is_loaded(forward, rng), turn
         # Nothing is waited for when nothing is loaded.
         forward.graph.replay()
         torch.cuda.synchronize()
@@ -81,15 +85,9 @@ def test_a_graph_waits_for_each_layer_of_each_load(layout: Any) -> None:
 
 def test_a_graph_without_gates_reads_what_was_there_before() -> None:
     """The control: in as many turns as above, loads are slow enough to be missed, also on a GPU that others use."""
-    rig = Rig(large(torch.uint8))
-    forward = Forward(rig, gated=False)
+    forward = Forward(Rig(large(torch.uint8)), gated=False)
     rng = np.random.default_rng(2)
-    missed = 0
-    for _ in range(TURNS):
-        fill(rig.kv)
-        rows, blocks, stored = store(rig, rng)
-        missed += not equal(forward.read_loaded(rows, blocks), stored)
-    assert missed
+    assert not all(reads_what_is_loaded(forward, rng) for _ in range(TURNS))
 
 
 def test_gates_stay_as_they_are_while_an_earlier_replay_may_wait_at_them() -> None:

@@ -91,8 +91,8 @@ class Answers:
     @property
     def none(self) -> bool:
         """Whether no job is open and everybody has been told of all that ended."""
-        told = not (self._results or self._failed_loads or self._told or self._received or self.bad_blocks)
-        return told and not self._open
+        untold = self._results or self._failed_loads or self._told or self._received or self.bad_blocks
+        return not (self._open or untold)
 
     @property
     def asynchronous(self) -> list[int]:
