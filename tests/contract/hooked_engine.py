@@ -8,6 +8,8 @@ from typing import Any
 from toy_engine import Request, ToyEngine
 from vllm_stand_in import load_connector
 
+from lmcache_rs.connector.stats import Counters
+
 VLLM_V1 = load_connector()
 API = VLLM_V1.api
 
@@ -83,8 +85,12 @@ class Hooks:
         hooks._scheduler = side if role == "scheduler" else None
         hooks._worker = side if role == "worker" else None
         hooks._orders, hooks._work, hooks._quiet = None, None, False
+        counters = Counters()
         hooks._sides = SimpleNamespace(
-            barrier=side._barrier, close=side.close, take_stats=getattr(side, "take_counters", dict)
+            barrier=side._barrier,
+            close=side.close,
+            counters=counters,
+            take_stats=getattr(side, "take_counters", counters.take),
         )
         self.hooks = hooks
 

@@ -54,6 +54,17 @@ def test_the_worker_is_asked_nothing_in_a_quiet_step(worker: WorkerHooks) -> Non
     assert asked == []
 
 
+def test_what_a_worker_counts_is_told_in_a_quiet_step_and_once(worker: WorkerHooks) -> None:
+    worker.hooks._sides.counters.add("errors:poll")
+    told = []
+    for _ in range(2):
+        orders = StepOrders()
+        worker.begin_step(orders)
+        told.append(worker.hooks.get_kv_connector_stats())
+    assert told[0].data == {"errors:poll": 1}
+    assert told[1] is None
+
+
 def test_a_load_that_ends_later_is_told_in_a_step_that_orders_nothing(worker: WorkerHooks) -> None:
     load = LoadOrder(7, "r", ONE, ONE, asynchronous=True)
     received, _, acks = quiet_step(worker, StepOrders(loads=[load]))

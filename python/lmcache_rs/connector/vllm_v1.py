@@ -7,6 +7,7 @@ from lmcache_rs.connector import vllm_api as api
 from lmcache_rs.connector.barrier import Barrier, guard
 from lmcache_rs.connector.metrics import LMCacheStats, Reporting
 from lmcache_rs.connector.orders import PlanningError, StepOrders
+from lmcache_rs.connector.quiet import unless_quiet
 from lmcache_rs.connector.sides import Sides, build
 from lmcache_rs.log import init_logger
 
@@ -54,23 +55,22 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
         super().bind_connector_metadata(connector_metadata)
         if isinstance(connector_metadata, api.ConnectorMetadata):
             orders = connector_metadata.orders
-            self._quiet = self._worker is not None and self._worker.quiet is orders
-            self._orders, self._work = orders, None if self._quiet or orders.empty else orders
+            is_quiet = self._worker is not None and self._worker.quiet is orders
+            self._quiet = is_quiet and not self._sides.counters.changed
+            self._orders, self._work = orders, None if is_quiet or orders.empty else orders
 
     def clear_connector_metadata(self) -> None:
         """It has ended."""
         super().clear_connector_metadata()
         self._orders, self._work, self._quiet = None, None, False
 
-    @guard(lambda: None, repair=lambda self, metadata: self._begin_step(metadata))
+    @guard(lambda: None, repair=lambda self, metadata: self._worker.begin_step(metadata.orders))
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         """The first hook of every step that sees its orders: asynchronous loads start here."""
-        self._begin_step(kv_connector_metadata)
+        if self._worker is not None and isinstance(kv_connector_metadata, api.ConnectorMetadata):
+            self._worker.begin_step(kv_connector_metadata.orders)
 
-    def _begin_step(self, metadata: Any) -> None:
-        if self._worker is not None and isinstance(metadata, api.ConnectorMetadata):
-            self._worker.begin_step(metadata.orders)
-
+    @unless_quiet(None)
     @guard(lambda: None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Called before the forward when the step has synchronous loads, otherwise after it."""
@@ -97,16 +97,18 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
         if self._worker is not None and (orders := self._work) is not None and orders.stores:
             self._worker.after_layer(orders, layer_name)
 
+    @unless_quiet(None)
     @guard(lambda: None)
     def wait_for_save(self) -> None:
         """The step's forward is submitted: store what it computed."""
         if self._worker is not None and (orders := self._work) is not None:
             self._worker.after_forward(orders)
 
+    @unless_quiet((None, None))
     @guard(lambda: (None, None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """VLLM up to 0.29: (sent, received) request ids; a failed load is told by `get_block_ids_with_load_errors`."""
-        if self._worker is None or self._quiet:
+        if self._worker is None:
             return None, None
         self._end_step()
         received, _ = self._worker.take_received(failed_as_blocks=True)
@@ -126,11 +128,9 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks that a load of this step left bad; when that is not known, all that it was to fill."""
-        if self._worker is None:
+        if self._worker is None or self._quiet:
             return set()
         try:
-            if self._quiet:
-                return set()
             self._end_step()
             return self._worker.take_bad_blocks()
         except BaseException as error:
@@ -144,10 +144,11 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
         bad = self._worker.answers.take_bad_blocks()
         return bad | (self._work or StepOrders()).blocks_of_synchronous_loads()
 
+    @unless_quiet(None)
     @guard(lambda: None)
     def build_connector_worker_meta(self) -> Any:
         """The worker's answers to its orders."""
-        if self._worker is None or self._quiet or (acks := self._worker.take_step_acks()) is None:
+        if self._worker is None or (acks := self._worker.take_step_acks()) is None:
             return None
         return api.WorkerMetadata(acks)
 
@@ -266,6 +267,7 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
 
     # ---- both --------------------------------------------------------------------------------------------------------
 
+    @unless_quiet(None)
     @guard(lambda: None)
     def get_kv_connector_stats(self) -> Any:
         """What was counted since the last report."""

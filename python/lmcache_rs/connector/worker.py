@@ -199,7 +199,7 @@ class WorkerSide:
             return
         before, self._orders = self._orders, orders
         self._pace.step()
-        if before.empty:
+        if before is self.quiet or before.empty:
             return
         self._stored_layers.end(None)
         self.tiers.leave(before)
