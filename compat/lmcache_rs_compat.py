@@ -49,10 +49,14 @@ class _Finder:
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Find `lmcache` when nobody else does, and below our own `lmcache` what lmcache_rs provides."""
+        """Find `lmcache` when nobody else does, and below it what lmcache_rs provides.
+
+        Also below a mere folder of that name, which Python takes for a package.
+        """
         if name == "lmcache":
             return self._asked_later(path, target) or (_spec(name) if _has_lmcache_rs() else None)
-        if not name.startswith("lmcache.") or not is_shim(sys.modules.get("lmcache")):
+        above = sys.modules.get("lmcache") if name.startswith("lmcache.") else None
+        if not (is_shim(above) or _is_folder(above)):
             return None
         if name in _PACKAGES or name in _MODULES:
             return _spec(name)
@@ -83,6 +87,11 @@ def _has_lmcache_rs() -> bool:
     from importlib.util import find_spec
 
     return find_spec("lmcache_rs") is not None
+
+
+def _is_folder(module: "ModuleType | None") -> bool:
+    spec = getattr(module, "__spec__", None)
+    return spec is not None and spec.origin is None and spec.submodule_search_locations is not None
 
 
 def install() -> None:

@@ -157,6 +157,13 @@ def test_quickstart_script(shimmed):
     assert done.stderr.count("\n") == 2
 
 
+def test_quickstart_script_beside_a_folder_called_lmcache(environment, shim):
+    environment.install(shim)
+    (environment.site.parent / "lmcache" / "v1").mkdir(parents=True)
+    assert environment.run("import lmcache; print(lmcache.__file__)") == "None"
+    assert environment.run(QUICKSTART) == "vllm-instance lmcache_rs.builder"
+
+
 def test_every_name_forwards(shimmed):
     shimmed.run("""
 import lmcache, lmcache.v1, lmcache.v1.cache_engine as engine, lmcache.v1.config as config, lmcache_rs

@@ -34,6 +34,9 @@ class MambaSpec(FullAttentionSpec):
     pass
 
 
+BOTH = (FullAttentionSpec(), SlidingWindowSpec())
+
+
 def look(
     specs: tuple[Any, ...] = (FullAttentionSpec(),),
     device: str = "cpu",
@@ -87,7 +90,9 @@ def test_engines_of_one_host_share_its_memory() -> None:
         ({"specs": (ReplayedSpec(),)}, "cache_spec", "computes again"),
         ({"specs": (SlidingWindowSpec(),), "fails_requests": False}, "cache_groups", "from vLLM 0.30 on"),
         ({"specs": (FullAttentionSpec(),) * 2, "fails_requests": False}, "cache_groups", "from vLLM 0.30 on"),
-        ({"specs": (SlidingWindowSpec(),), "device": "cuda", "cuda": True}, "cache_groups", "on GPUs"),
+        ({"specs": (SlidingWindowSpec(),), "device": "cuda", "cuda": True}, "cache_groups", "on GPUs yet"),
+        ({"specs": BOTH, "fails_requests": False}, "cache_groups", "--disable-hybrid-kv-cache-manager"),
+        ({"specs": BOTH, "device": "cuda"}, "cache_groups", "--disable-hybrid-kv-cache-manager"),
         ({"specs": (FullAttentionSpec(),) * 3, "pool": 16384}, "pool_too_small", "needs 24576"),
         ({"hashes": 8}, "hash_block_size", "block hashes of 8 tokens"),
     ],

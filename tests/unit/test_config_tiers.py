@@ -78,6 +78,29 @@ def test_a_disk_without_size_and_a_size_without_disk_are_named():
 
 
 @pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"store_location": "RemoteBackend"}, "store_location is RemoteBackend, and there is none"),
+        ({"retrieve_locations": "RemoteBackend"}, "retrieve_locations leaves out LocalDiskBackend"),
+        ({"redis_ttl_secs": 5}, "redis_ttl_secs is set and remote_url is not"),
+        ({"redis_key_prefix": "x"}, "redis_key_prefix is set and remote_url is not"),
+    ],
+)
+def test_what_a_tier_that_is_not_there_was_asked_is_named(settings, words):
+    disk = {"local_disk": "/a", "max_local_disk_size": 1}
+    (warning,) = warnings(config_of(**disk, **settings))
+    assert warning.startswith(words)
+    if "locations" not in words:
+        assert not warnings(config_of(**disk, remote_url="redis://host", **settings))
+
+
+def test_a_secret_without_disk_and_redis_is_named():
+    (warning,) = warnings(config_of(tier_secret="s"))
+    assert warning == "tier_secret is set and neither disk nor Redis is: it has no effect"
+    assert not warnings(config_of(tier_secret="s", local_disk="/a", max_local_disk_size=1))
+
+
+@pytest.mark.parametrize(
     ("retrieve", "store", "disk", "redis"),
     [
         (None, None, TierUse(True, True), TierUse(True, True)),

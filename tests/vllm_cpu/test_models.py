@@ -73,6 +73,17 @@ def test_windows_and_several_cache_groups(
         assert run.results[len(LIFE) + 2]["loading"] == 1, "loads are asynchronous: the abort met one"
 
 
+def test_one_group_of_all_tokens_made_of_windows(
+    other_model: Callable[[str], Path], run_scenario: Callable[..., Run], baseline: Callable[..., Run]
+) -> None:
+    """What is said to those whose groups are declined: vLLM drops nothing that leaves a window."""
+    model, llm = other_model("hybrid"), {"disable_hybrid_kv_cache_manager": True}
+    run = run_scenario(with_control(STEPS), connector=connector(), model=model, llm=llm)
+    check_whole_life(run, baseline(STEPS, model=model, llm=llm), STEPS)
+    assert {step: run.cached(step) for step in HITS} == HITS
+    assert run.cached(len(STEPS) - 1) == [321, 322, 323, 324]
+
+
 def test_blocks_that_left_the_window_are_not_stored_late(
     other_model: Callable[[str], Path],
     run_scenario: Callable[..., Run],

@@ -34,10 +34,11 @@ THEIRS = "vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector"
 def test_names(
     real: bool, env: dict[str, str], owner: str, alias: str | None, run_script: Any, tmp_path: Path
 ) -> None:
+    # A folder of this name is no package, and no LMCache.
+    (tmp_path / "site" / "lmcache").mkdir(parents=True)
     if real:
-        (tmp_path / "site" / "lmcache").mkdir(parents=True)
         (tmp_path / "site" / "lmcache" / "__init__.py").write_text("")
-        env = env | {"PYTHONPATH": str(tmp_path / "site")}
+    env = env | {"PYTHONPATH": str(tmp_path / "site")}
     output = run_script(SHOW, env=env).stdout
     assert f"FOUND LMCacheConnectorV1 {owner} LMCacheConnectorV1" in output
     name = "LMCacheRsConnector" if alias else None

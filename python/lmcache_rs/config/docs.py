@@ -50,7 +50,8 @@ _REMOTE = """\
 `%40`, `%3F` and `%25`):
 
 {forms}
-`rediss` is TLS, by the system's certificates or those in the file `?ssl_ca_certs=FILE`.
+`rediss` is TLS, by the system's certificates or those in the file `?ssl_ca_certs=FILE`. A sentinel is asked for the
+master `mymaster` where none is named.
 
 LMCache's other schemes ({others}) are not supported: one line says so, and the engine runs without.
 """

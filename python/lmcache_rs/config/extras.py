@@ -10,7 +10,7 @@ _ANY, _SECRET = v.anything(), v.secret()
 _DONE, _YET, _IGNORED, _NO = Status.HONOURED, Status.NOT_YET, Status.IGNORED, Status.NOT_PLANNED
 
 _SAME = "The same as `{}`, which wins."
-_LOGIN = "For a `remote_url` without a login."
+_LOGIN = "For a `{}` URL without a login."
 _CONNECTIONS = "a connection is opened where a thread needs one: see `tier_threads`"
 _TIMEOUT = "loads wait `blocking_timeout_secs` at most, lookups 0.25 s, connecting takes 2 s at most"
 _HEALTH = "a server that fails rests for a second and is tried again; what it has is computed meanwhile"
@@ -26,10 +26,10 @@ EXTRA_CONFIG_KEYS: tuple[Key, ...] = (
     Key("disk_io_threads", v.integer(1), None, _DONE, _SAME.format("tier_threads") + " More than 64 are 64."),
     Key("redis_url", REMOTE_URL, None, _DONE, _SAME.format("remote_url")),
     Key("remote_storage_plugin.redis.redis_url", REMOTE_URL, None, _DONE, _SAME.format("remote_url")),
-    Key("username", _SECRET, None, _DONE, _LOGIN),
-    Key("password", _SECRET, None, _DONE, _LOGIN),
-    Key("valkey_username", _SECRET, None, _DONE, _LOGIN),
-    Key("valkey_password", _SECRET, None, _DONE, _LOGIN),
+    Key("username", _SECRET, None, _DONE, "For a `remote_url` without a login."),
+    Key("password", _SECRET, None, _DONE, "For a `remote_url` without a login."),
+    Key("valkey_username", _SECRET, None, _DONE, _LOGIN.format("valkey://")),
+    Key("valkey_password", _SECRET, None, _DONE, _LOGIN.format("valkey://")),
     Key(
         "valkey_mode",
         v.choice("standalone", "cluster"),
@@ -46,7 +46,7 @@ EXTRA_CONFIG_KEYS: tuple[Key, ...] = (
         v.integer(1, 10**9),
         None,
         _DONE,
-        _SAME.format("redis_ttl_secs") + " 86400 if not given.",
+        "With `valkey_enable_ttl`: the same as `redis_ttl_secs`, which wins. 86400 if not given.",
     ),
     Key("tls_enable", _B, None, _DONE, "True makes redis://, resp:// and valkey:// rediss://."),
     Key("disable_tls", _B, None, _IGNORED, "TLS is used where the URL is rediss://"),
@@ -60,7 +60,7 @@ EXTRA_CONFIG_KEYS: tuple[Key, ...] = (
     Key("fallback_policy", v.choice("recompute", "local_cpu"), None, _IGNORED, _HEALTH),
     Key("get_blocking_failed_threshold", _COUNT, None, _IGNORED, _HEALTH),
     Key("waiting_time_for_recovery", _N, None, _IGNORED, _HEALTH),
-    Key("gpu_to_numa_mapping", _ANY, None, _YET, reasons.NUMA),
+    Key("gpu_to_numa_mapping", _ANY, None, _IGNORED, reasons.NUMA),
     Key("enable_cache_usage_details_in_response", _B, None, _YET, _USAGE),
     Key("lookup_backoff_time", _N, None, _IGNORED, reasons.LOOKUP),
     Key("use_exists_sync", _B, None, _IGNORED, reasons.LOOKUP),
@@ -147,8 +147,8 @@ VARIABLES: tuple[Key, ...] = (
     Key("LMCACHE_OFFLOAD_RPC_PORT", _ANY, None, _IGNORED, "no port is opened"),
     Key("LMCACHE_DEVICE_BACKEND", _ANY, None, _IGNORED, "the device is the one that vLLM uses"),
     Key("LMCACHE_GPU_STAGING_BUFFER_BYTES", _ANY, None, _IGNORED, "the size of the staging buffer is fixed"),
-    Key("LMCACHE_RESP_USERNAME", _SECRET, None, _DONE, _LOGIN),
-    Key("LMCACHE_RESP_PASSWORD", _SECRET, None, _DONE, _LOGIN),
+    Key("LMCACHE_RESP_USERNAME", _SECRET, None, _DONE, _LOGIN.format("resp://")),
+    Key("LMCACHE_RESP_PASSWORD", _SECRET, None, _DONE, _LOGIN.format("resp://")),
     Key("LMCACHE_RESP_HOST", _T, None, _IGNORED, "the host is in `remote_url`"),
     Key("LMCACHE_RESP_PORT", v.integer(1, 65535), None, _IGNORED, "the port is in `remote_url`"),
     Key("LMCACHE_MP_TRANSFER_MODE", _ANY, None, _NO, reasons.SERVER),

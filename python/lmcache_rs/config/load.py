@@ -13,7 +13,7 @@ from lmcache_rs.config import extras, others
 from lmcache_rs.config.keys import Key, Notice, Status, find
 from lmcache_rs.config.model import Config, honoured_keys
 from lmcache_rs.config.remote import settle
-from lmcache_rs.config.tiers import TIER_THREADS_MAX
+from lmcache_rs.config.tiers import TIER_THREADS_MAX, without_effect
 from lmcache_rs.config.values import shown
 from lmcache_rs.errors import ConfigError
 
@@ -241,8 +241,10 @@ def _tiers(chosen: dict[str, Any], spelled: Mapping[str, Any]) -> list[Notice]:
     elif size and not directories:
         text = "max_local_disk_size is set and local_disk is not: nothing will be kept on disk"
         notes.append(Notice(logging.WARNING, text))
+    has_disk, has_redis = bool(directories and size), chosen.get("remote_url") is not None
+    notes += (Notice(logging.WARNING, text) for text in without_effect(chosen, has_disk, has_redis))
     if not chosen.get("local_cpu", True):
-        beside = (directories and size) or chosen.get("remote_url")
+        beside = has_disk or has_redis
         text = (
             "KV is kept in RAM all the same, on its way to other tiers"
             if beside

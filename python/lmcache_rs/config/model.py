@@ -21,13 +21,17 @@ class Config(TierSettings):
     chunk_size: int = setting(
         256,
         v.tokens(1),
-        "Tokens in a chunk, the unit of disk and Redis objects. Hits in RAM end at any block.",
+        "Tokens in a chunk, the unit of disk and Redis objects, rounded down to whole blocks of vLLM's. Hits in RAM "
+        "end at any block.",
     )
     local_cpu: bool = setting(
         True, v.boolean(), "Keep KV in RAM. With a disk or Redis it is kept there in any case, on its way."
     )
     max_local_cpu_bytes: int = setting(
-        5 * v.GIB, v.size(), "RAM for KV, per rank.", name="max_local_cpu_size"
+        5 * v.GIB,
+        v.size(),
+        "RAM for KV, each rank's: with two ranks it is taken twice.",
+        name="max_local_cpu_size",
     )
     local_cpu_use_hugepages: bool = setting(
         True,

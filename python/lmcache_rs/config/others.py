@@ -15,7 +15,7 @@ _INTS, _NUMBERS, _WORDS = (v.optional(v.list_of(kind)) for kind in (_I, _N, _T))
 _YET, _IGNORED, _NO = Status.NOT_YET, Status.IGNORED, Status.NOT_PLANNED
 
 _EVENTS = "KV events come in a later version"
-_LAZY = "RAM is always taken as it is needed"
+_LAZY = "the engine starts at once, and RAM is taken in the background"
 _PINS = "what is kept for a request is let go when the request ends, with no timer"
 _STATISTICS = "chunk statistics are not kept"
 _BLEND = "there is no CacheBlend"
@@ -42,7 +42,7 @@ OTHER_KEYS: tuple[Key, ...] = (
         _NO,
         "KV is kept as it is (naive)",
     ),
-    Key("numa_mode", v.optional(v.choice("auto", "manual")), None, _YET, reasons.NUMA),
+    Key("numa_mode", v.optional(v.choice("auto", "manual")), None, _IGNORED, reasons.NUMA),
     Key("enable_kv_events", _B, False, _YET, _EVENTS),
     # Without meaning here.
     Key("pre_caching_hash_algorithm", _T, "builtin", _IGNORED, "keys are always 256-bit"),

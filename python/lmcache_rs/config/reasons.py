@@ -1,6 +1,6 @@
 """Why a setting is not honoured, where keys, names inside `extra_config` and variables share the reason."""
 
-NUMA = "NUMA placement comes in a later version"
+NUMA = "memory is taken near the rank's GPU where the machine says which node that is"
 LOOKUP = (
     "the index is in the scheduler's own process: a lookup waits for nobody in RAM, 0.25 s for disk or Redis"
 )

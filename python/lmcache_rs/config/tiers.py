@@ -1,6 +1,7 @@
 """The settings of the tiers beyond RAM: disk and Redis."""
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -145,3 +146,18 @@ class TierSettings:
         loads = self.retrieve_locations is None or location in self.retrieve_locations
         stores = self.store_location in (None, location)
         return TierUse(loads, stores) if loads or stores else None
+
+
+def without_effect(chosen: Mapping[str, Any], has_disk: bool, has_redis: bool) -> Iterator[str]:
+    """Say which of the `chosen` settings ask something of a tier that is not there."""
+    there = {name for name, is_there in ((_DISK, has_disk), (_REMOTE, has_redis)) if is_there}
+    if (location := chosen.get("store_location")) not in (None, _RAM, *there):
+        yield f"store_location is {location}, and there is none: KV is kept in RAM alone"
+    beyond = {*(chosen.get("retrieve_locations") or ())} - {_RAM}
+    if beyond and there and not beyond & there:
+        yield f"retrieve_locations leaves out {' and '.join(sorted(there))}: nothing is looked for beyond RAM"
+    needs = {"redis_ttl_secs": has_redis, "redis_key_prefix": has_redis, "tier_secret": bool(there)}
+    for name, is_met in needs.items():
+        if chosen.get(name) and not is_met:
+            place = "neither disk nor Redis is" if name == "tier_secret" else "remote_url is not"
+            yield f"{name} is set and {place}: it has no effect"

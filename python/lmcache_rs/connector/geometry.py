@@ -144,13 +144,17 @@ def _decline_model(kv_cache_config: Any, device_type: str, fails_requests: bool)
     if hash_block_size not in (None, specs[0].block_size):
         message = f"block hashes of {hash_block_size} tokens for blocks of {specs[0].block_size}"
         return Declined("hash_block_size", message)
-    kind = f"{len(groups)} KV cache group(s), windows of {[_window(group) for group in groups]} tokens,"
-    if not Groups(specs[0].block_size, tuple(map(_window, groups))).plain:
+    windows = tuple(map(_window, groups))
+    if not Groups(specs[0].block_size, windows).plain:
+        kind = f"{len(groups)} KV cache group(s), windows of {list(windows)} tokens,"
+        remedy = "; with --disable-hybrid-kv-cache-manager vLLM makes one group of them, and that is served"
+        if 0 not in windows or not any(windows):
+            remedy = ""  # It makes one group of windows only where some layers see all tokens.
         if not fails_requests:
             # Blocks that leave the window cannot be computed again from the middle of the prompt, as vLLM would.
-            return Declined("cache_groups", f"{kind} are supported from vLLM 0.30 on")
+            return Declined("cache_groups", f"{kind} are supported from vLLM 0.30 on{remedy}")
         if device_type != "cpu":
-            return Declined("cache_groups", f"{kind} are not supported on GPUs yet")
+            return Declined("cache_groups", f"{kind} are not supported on GPUs yet{remedy}")
     return None
 
 

@@ -37,9 +37,9 @@ def register() -> None:
 
 
 def real_lmcache_installed() -> bool:
-    """Whether `import lmcache` would find LMCache itself, not our compat distribution."""
+    """Whether `import lmcache` would find LMCache itself: not our compat distribution, nor a folder of that name."""
     spec = importlib.util.find_spec("lmcache")
-    return spec is not None and not hasattr(spec.loader, "is_lmcache_rs")
+    return spec is not None and spec.origin is not None and not hasattr(spec.loader, "is_lmcache_rs")
 
 
 def _is_set(name: str) -> bool:
