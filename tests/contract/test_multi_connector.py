@@ -37,6 +37,19 @@ def test_what_is_computed_on_another_connectors_failed_load_is_not_kept() -> Non
     assert engine.counters.totals()["dropped_stores:void"] == 1
 
 
+def test_what_another_connector_was_to_load_and_did_not_is_not_kept() -> None:
+    """VLLM counts a request's tokens when it promises them, also where it is aborted or fails before they come."""
+    engine = HookedEngine(extra={"lmcache.save_decode_cache": True})
+    request = engine.add(Request("first", prompt(1, 12), max_tokens=2))
+    assert engine.scheduler.matched_tokens(request, 0) == (0, False)
+    request.table = engine.pool.allocate(3)
+    engine.scheduler.admit(request, list(request.table), 0)
+    request.num_computed_tokens = 12
+    engine.scheduler.finish_request(request, list(request.table))
+    assert not engine.scheduler.has_work()
+    assert engine.scheduler.index.stats()["reserved"] == 0
+
+
 class MultiConnector:
     """Hands its KV to its child, as vLLM's does; known by its name."""
 

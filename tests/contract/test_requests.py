@@ -383,6 +383,7 @@ def test_vllm_waits_only_for_blocks_that_no_request_needs() -> None:
     engine.step()
     assert not engine.scheduler.frees_blocks_soon(), "blocks of a request that runs"
     engine.preempt(request)
+    assert engine.scheduler.frees_blocks_soon(), "blocks of one that this very schedule preempted"
     engine.step()
     assert engine.scheduler.frees_blocks_soon()
     engine.workers[0]._mover.poll = poll
@@ -391,6 +392,21 @@ def test_vllm_waits_only_for_blocks_that_no_request_needs() -> None:
     engine.step()
     assert not engine.scheduler.frees_blocks_soon()
     engine.assert_idle()
+
+
+def test_vllm_need_not_preempt_for_blocks_that_came_back_when_it_asked() -> None:
+    engine = ToyEngine(chunk=8)
+    (worker,) = engine.workers
+    engine.scheduler.worker_nearby = worker
+    poll, worker._mover.poll = worker._mover.poll, list
+    request = engine.add(Request("first", prompt(1, 40)))
+    engine.step()
+    engine.preempt(request)
+    worker._mover.poll = poll
+    free = len(engine.pool.free)
+    assert engine.scheduler.frees_blocks_soon()
+    assert len(engine.pool.free) > free
+    assert not engine.scheduler.frees_blocks_soon()
 
 
 def test_an_engine_steps_for_new_answers_beside_one_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:

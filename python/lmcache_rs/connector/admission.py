@@ -43,7 +43,6 @@ class Admission:
     def admit(self, step: int, record: Record, block_ids: list[int], tokens: int) -> LoadOrder | None:
         """Order the load of `tokens` tokens into the request's new blocks; 0: nothing is loaded, None."""
         plan = record.plan
-        record.awaits_load = tokens > 0 and plan is not None and plan.asynchronous
         order = None
         try:
             self._lookup.admit(record)

@@ -17,7 +17,8 @@ ADAPTERS_MAX = 65_536
 """Adapters that one engine remembers; requests with others are not cached."""
 
 
-_DIGEST = re.compile(r"(.*:)?[0-9a-f]{32,}", re.DOTALL)
+_DIGEST = re.compile(r"(.*:)?([0-9a-f]{64}|[0-9a-f]{128})", re.DOTALL)
+"""vLLM's own hashes of media: blake3, SHA-256 or SHA-512."""
 
 
 class UnnameableError(ValueError):

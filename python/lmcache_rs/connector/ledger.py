@@ -173,9 +173,9 @@ class Ledger:
     def undo(self, orders: list[StoreOrder]) -> None:
         """Take back stores that no worker has seen."""
         for order in orders:
-            job = self._stores[order.job]
-            job.void = True
-            self._close_store(job)
+            job = self._stores.pop(order.job)
+            self._survives("release", partial(self._release, job))
+            self._survives("end_store", job.reservation.abort)
 
     @property
     def busy(self) -> bool:
@@ -189,8 +189,11 @@ class Ledger:
 
     @property
     def holds_orphans(self) -> bool:
-        """Whether blocks that no request needs any more will come back to vLLM's pool soon."""
-        return _any_due(job for job in self._jobs if job.orphan)
+        """Whether blocks that no request needs any more will come back to vLLM's pool soon.
+
+        Requests that this very schedule preempts are not known here yet: their last block is held for us alone.
+        """
+        return _any_due(job for job in self._jobs if job.orphan or (job.held and job.held[-1].ref_cnt == 1))
 
     @property
     def _jobs(self) -> list[StoreJob | LoadJob]:

@@ -49,8 +49,9 @@ class Record:
     """(number of tokens, hash) of the partial last block, computed once."""
     tail_stored: bool = False
     loading: bool = False
-    awaits_load: bool = False
-    """An asynchronous load was promised and the request not scheduled since: vLLM counts tokens that may never come."""
+    unscheduled: bool = False
+    """It was given blocks and was not scheduled since. vLLM counts tokens that an asynchronous load, ours or that of
+    another connector under MultiConnector, is to bring, and may not."""
     failures: int = 0
     offer_below: int | None = None
     """After a failed load: the next answer must end before this many tokens."""

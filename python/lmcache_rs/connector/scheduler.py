@@ -46,8 +46,7 @@ class SchedulerSide:
         holders_go_first: bool = True,
     ) -> None:
         self._barrier = barrier
-        self._geometry = geometry
-        self.ranks = geometry.ranks
+        self._geometry, self.ranks = geometry, geometry.ranks
         self._config = config
         self._roles = roles
         self.counters = counters
@@ -253,9 +252,10 @@ class SchedulerSide:
         return self._storing.has_orders or self._tiering.needs_steps or self._ledger.busy
 
     def frees_blocks_soon(self) -> bool:
-        """Whether blocks that no request needs any more will come back soon."""
+        """Whether blocks that no request needs any more will come back soon, or have just now."""
+        due = self._ledger.holds_orphans
         self._ask_nearby()
-        return self._ledger.holds_orphans
+        return due or self._ledger.holds_orphans
 
     def clear(self) -> tuple[int, bool]:
         """Forget all that is stored or offered. Returns rows forgotten, and whether each slower tier has forgotten too.

@@ -36,6 +36,7 @@ class Counters:
     def take(self) -> dict[str, float]:
         """What was added since the last call."""
         self.changed = False
-        news = {k: v - self._taken.get(k, 0) for k, v in self._totals.items() if v != self._taken.get(k, 0)}
-        self._taken.update(self._totals)
+        totals = dict(self._totals)  # Another thread may be counting a failure.
+        news = {k: v - self._taken.get(k, 0) for k, v in totals.items() if v != self._taken.get(k, 0)}
+        self._taken = totals
         return news

@@ -20,6 +20,7 @@ class Storing:
 
     def admit(self, record: Record) -> None:
         """The request has blocks from now on."""
+        record.unscheduled = True
         if record.may_store:
             self._records[record.id] = record
 
@@ -49,7 +50,7 @@ class Storing:
         computed = follow_tables(storing, scheduled, self._groups)
         for request_id, before in computed.items():
             record = storing[request_id]
-            record.awaits_load = False
+            record.unscheduled = False
             after = before + counts.get(request_id, 0)
             order = None if resting else self._planner.plan(step, record, after)
             if order is not None:
@@ -60,7 +61,7 @@ class Storing:
 
     def finish(self, step: int, record: Record, block_ids: list[int]) -> None:
         """The request ended: store what it generated, if asked to, with the orders of `step`."""
-        computed = record.id in self._records and not (record.loading or record.awaits_load)
+        computed = record.id in self._records and not (record.loading or record.unscheduled)
         if not computed or not self._decode:
             return
         record.table = list(block_ids)
