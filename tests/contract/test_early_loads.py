@@ -51,6 +51,7 @@ class LateMover(CpuMover):
         if late is None:
             return
         if self.fail:
+            self._ended.append((job, -1, 0.0))  # it is told of all the same
             raise RuntimeError("injected")
         super().load_now(job, *late[1:])
 
@@ -156,7 +157,7 @@ def test_a_load_by_layers_counts_only_if_every_layer_was_waited_for(asked: int) 
         for order in orders.loads:
             order.by_layers = True
         before(orders, by_layers=True)
-        for name in list(worker._layered._layers)[:asked]:
+        for name in list(worker._joins.layered._layers)[:asked]:
             worker.before_layer(name)
 
     worker.before_forward = before_forward  # type: ignore[method-assign]

@@ -24,6 +24,8 @@ class Answers:
         """Loads that have not ended."""
         self._early: set[int] = set()
         """Asynchronous loads told to vLLM as ended, shortly before they are."""
+        self._spoiled: set[int] = set()
+        """Loads that have not ended and count as failed, however they will."""
         self._results: dict[int, JobResult] = {}
         self._failed_loads: dict[int, JobResult] = {}
         """The scheduler side hears of them when vLLM does: until then vLLM computes from their blocks."""
@@ -44,6 +46,9 @@ class Answers:
         if job not in self._open:
             return
         self._open.discard(job)
+        if job in self._spoiled:
+            self._spoiled.discard(job)
+            result = FAILED
         order, early = self._loads.pop(job, None), job in self._early
         self._early.discard(job)
         failed_load = order is not None and result.failed
@@ -63,9 +68,16 @@ class Answers:
             self._early.add(order.job)
             self._received.add(order.request_id)
 
-    def spoil(self, order: LoadOrder) -> None:
-        """A load whose blocks were read too early counts as failed, however it ended."""
+    def spoil(self, order: LoadOrder | BrokenLoad) -> None:
+        """A load whose blocks were read too early counts as failed, however it ended.
+
+        One that has not ended is answered when it does: until then it may write its blocks, and reads its rows. So its
+        blocks are bad now, and once more then.
+        """
         self.bad_blocks.update(order.blocks.tolist())
+        if order.job in self._open:
+            self._spoiled.add(order.job)
+            return
         self._results.pop(order.job, None)
         self._failed_loads[order.job] = replace(FAILED)
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from lmcache_rs._core import Index
@@ -30,7 +31,7 @@ logger = init_logger(__name__)
 
 
 class SchedulerSide:
-    """Owns the index. Every method is called by vLLM's scheduler thread; none of them waits."""
+    """Owns the index. Every method is called by vLLM's scheduler thread; none waits but for a reset, bounded."""
 
     def __init__(
         self,
@@ -61,15 +62,8 @@ class SchedulerSide:
         )
         self._admission = Admission(self._lookup, self._ledger, groups)
         self._turns = Turns(counters, holders_go_first)
-        planner = StorePlanner(
-            self.index,
-            groups,
-            StoreRules(config.save_decode_cache, config.tails, config.skip_last_n_tokens),
-            self._held,
-            self._ledger,
-            self._lookup,
-            counters,
-        )
+        stored = StoreRules(config.save_decode_cache, config.tails, config.skip_last_n_tokens)
+        planner = StorePlanner(self.index, groups, stored, self._held, self._ledger, self._lookup, counters)
         self._storing = Storing(planner, groups, config.save_decode_cache)
         self._tiering = Tiering(
             self.index,
@@ -220,9 +214,10 @@ class SchedulerSide:
         self._admission.withdraw(request_id)
         self._turns.withdraw(request_id)
         if (record := self._records.pop(request_id, None)) is not None:
-            self._tiering.forget(record)
-            self._lookup.forget(record)
-            self._ledger.orphan([record.id])
+            with ExitStack() as parts:  # one that fails holds up no other
+                parts.callback(self._tiering.forget, record)
+                parts.callback(self._ledger.orphan, [record.id])
+                parts.callback(self._lookup.forget, record)
 
     def acknowledge(self, acks: WorkerAcks) -> None:
         """The workers' answers of one step."""

@@ -112,7 +112,8 @@ def build(vllm_config: Any, role: Any, kv_cache_config: Any) -> Sides:
                 sides.scheduler = _scheduler_side(vllm_config, kv_cache_config, geometry, sides)
                 api.hash_blocks_in_rust()
             else:
-                sides.worker = WorkerSide(sides.barrier, Pace(api.steps_ahead(vllm_config)))
+                pace = Pace(api.steps_ahead(vllm_config))
+                sides.worker = WorkerSide(sides.barrier, pace, api.leaves_steps_early(vllm_config))
                 rank = vllm_config.parallel_config.rank
                 sides.open_worker_tiers = partial(open_tiers, config, rank, geometry.ranks)
             sides.attach_handle()

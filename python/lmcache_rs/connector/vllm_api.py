@@ -46,6 +46,7 @@ __all__ = [
     "hash_blocks_in_rust",
     "holders_go_first",
     "inside_multi_connector",
+    "leaves_steps_early",
     "make_block_hashes_repeatable",
     "make_tail_hash",
     "software_versions",
@@ -115,6 +116,17 @@ def steps_ahead(vllm_config: Any) -> int:
     read.
     """
     return 3 if getattr(vllm_config.scheduler_config, "async_scheduling", False) else 1
+
+
+def leaves_steps_early(vllm_config: Any) -> bool:
+    """Whether vLLM calls no hook of a step on this rank after it has asked for results.
+
+    Its first model runner saves where tokens are drafted, in the last pipeline stage, and forgets the others.
+    """
+    parallel = vllm_config.parallel_config
+    stages = getattr(parallel, "pipeline_parallel_size", 1)
+    stage = parallel.rank // getattr(parallel, "tensor_parallel_size", 1) % stages
+    return stage < stages - 1 and getattr(vllm_config, "speculative_config", None) is not None
 
 
 def waits_for_layers(forward_context: Any) -> bool:

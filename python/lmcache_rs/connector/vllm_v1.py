@@ -73,7 +73,7 @@ class LMCacheConnectorV1(Reporting, api.KVConnectorBase_V1, api.SupportsHMA):
     @unless_quiet(None)
     @guard(lambda: None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Called before the forward when the step has synchronous loads, otherwise after it."""
+        """Called before the forward; since vLLM 0.29 after it when the step has no synchronous loads."""
         if self._worker is not None and (orders := self._work) is not None:
             self._worker.before_forward(orders, bool(orders.loads) and api.waits_for_layers(forward_context))
 

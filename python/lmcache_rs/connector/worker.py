@@ -1,6 +1,5 @@
 """The worker side: owns this rank's host memory and moves its bytes, as the scheduler side orders."""
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -8,8 +7,8 @@ from lmcache_rs.connector.answers import Answers
 from lmcache_rs.connector.barrier import Barrier
 from lmcache_rs.connector.copies import Copies
 from lmcache_rs.connector.early import EarlyEnds
-from lmcache_rs.connector.layered import LayeredLoads
-from lmcache_rs.connector.mover import DRAIN_S_MAX, SPOILED_S_MAX, Mover
+from lmcache_rs.connector.joins import Joins
+from lmcache_rs.connector.mover import DRAIN_S_MAX, Mover
 from lmcache_rs.connector.orders import FAILED, JobResult, LoadOrder, Order, StepOrders, WorkerAcks
 from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.pieces import Pieces
@@ -23,11 +22,12 @@ logger = init_logger(__name__)
 class WorkerSide:
     """Carries out orders on the worker's main thread and keeps the answers until they are asked for."""
 
-    def __init__(self, barrier: Barrier, pace: Pace) -> None:
+    def __init__(self, barrier: Barrier, pace: Pace, is_left_early: bool = False) -> None:
+        """`is_left_early`: vLLM calls no hook of a step here after it has asked for results."""
         self._barrier = barrier
+        self._is_left_early = is_left_early
         self._pace = pace
         self._mover: Mover | None = None
-        self._layered = LayeredLoads({})
         self._copies = Copies()
         self._pieces = Pieces(self._copies, barrier.report)
         self._stored_layers = StoredLayers({}, (), 0, self._copies, barrier.report)
@@ -42,14 +42,15 @@ class WorkerSide:
         self._computing: StepOrders | None = None
         """Orders of which some layers were computed."""
         self.answers = Answers()
-        self._early = EarlyEnds(pace, self._pieces, self.answers)
+        self._joins = Joins(self._pieces, self.answers, barrier.report, self._poll)
+        self._early = EarlyEnds(pace, self._pieces, self.answers, barrier.report)
         self._is_asked = False
         """The scheduler side is in this process and asks for acknowledgements."""
 
     def attach(self, mover: Mover | None, layers: Mapping[str, int], tiers: TierWorker | None = None) -> None:
         """Take the mover of the KV caches (None: every job fails), its layers' numbers and the slower tiers."""
         self._mover = mover
-        self._layered = LayeredLoads(layers)
+        self._joins.attach(layers)
         parts, row_bytes = (mover.store_parts, mover.row_bytes) if mover is not None else ((), 0)
         self._stored_layers = StoredLayers(layers, parts, row_bytes, self._copies, self._barrier.report)
         self.tiers = tiers or self.tiers
@@ -67,27 +68,28 @@ class WorkerSide:
         """The earliest hook of a step on the worker: report the loads that cannot be ordered. Idempotent."""
         self._enter(orders)
         if orders.empty:
-            self.quiet = orders if self._has_told_all and not self._layered.waited_for else None
+            self.quiet = orders if self._has_told_all and not self._joins.layered.waited_for else None
             return
         self.start_loads(orders)
         self._fail_rest(orders.broken)
-        if self._joined is not orders:
+        if self._joined is not orders and self._mover is not None:
             for job in orders.joins:
                 order = self.answers.load(job)
                 # Whether the forward asks for layers is not known here, since 0.33 not before it either.
-                if not (isinstance(order, LoadOrder) and self._follow(order, asks=False)):
-                    self._join(job)
+                if not (isinstance(order, LoadOrder) and self._joins.follow(order, False, self._mover)):
+                    self._joins.join(job, self._mover)
             self._joined = orders
 
     def before_forward(self, orders: StepOrders, by_layers: bool = False) -> None:
         """The step's forward comes next and reads what its synchronous loads bring; `by_layers`: it asks for each."""
         self.begin_step(orders)
+        if self._mover is None or all(order.asynchronous for order in orders.loads):
+            return
         for order in orders.loads:
-            if not (order.asynchronous or self._follow(order, by_layers)):
-                self._join(order.job)
-        if any(not order.asynchronous for order in orders.loads):
-            self._poll()
-            self._rescue(orders)
+            if not (order.asynchronous or self._joins.follow(order, by_layers, self._mover)):
+                self._joins.join(order.job, self._mover)
+        self._poll()
+        self._joins.rescue(orders.loads, self._mover)
 
     def is_captured(self) -> bool:
         """Whether vLLM does not run a forward now, but captures it as a CUDA graph."""
@@ -96,12 +98,12 @@ class WorkerSide:
     def before_layer(self, name: str) -> None:
         """The forward reads this layer next; it may ask again, from another stream."""
         if self._mover is not None:
-            self._layered.before(name, self._mover)
+            self._joins.layered.before(name, self._mover)
 
     def capture_layer(self, name: str) -> None:
         """The forward that is captured reads this layer next."""
         if self._mover is not None:
-            self._layered.capture(name, self._mover)
+            self._joins.layered.capture(name, self._mover)
 
     def after_layer(self, orders: StepOrders, name: str) -> None:
         """The step's forward has computed this layer's KV: store it, if that is worth it."""
@@ -117,7 +119,7 @@ class WorkerSide:
     def after_forward(self, orders: StepOrders) -> None:
         """The step's KV is computed: store. Idempotent."""
         self._enter(orders)
-        self._settle_layers()
+        self._joins.settle(self._mover)
         self._stored_layers.end(self._mover)
         for order in orders.stores:
             if self._begins(order):
@@ -134,11 +136,11 @@ class WorkerSide:
 
         `failed_as_blocks`: vLLM cannot be told of failed requests; their blocks count as bad instead.
         """
-        if self._orders.idle:
+        if self._orders.idle or self._is_left_early:
             self.after_forward(self._orders)
-        self._settle_layers()
+        self._joins.settle(self._mover)
         self._poll()
-        self._early.tell(self._mover, self._layered.gated)
+        self._early.tell(self._mover, self._joins.layered.gated)
         received, failed = self.answers.take_received()
         if failed_as_blocks:
             self.answers.bad_blocks.update(*(blocks.tolist() for blocks in failed.values()))
@@ -201,11 +203,11 @@ class WorkerSide:
         self._pace.step()
         if before is self.quiet or before.empty:
             return
-        self._stored_layers.end(None)
-        self.tiers.leave(before)
         jobs: list[Order] = [*before.broken, *before.loads, *before.stores]
         self._fail_rest(jobs)
         self._begun.difference_update(order.job for order in jobs)
+        self._stored_layers.end(None)
+        self.tiers.leave(before)
 
     @property
     def _has_told_all(self) -> bool:
@@ -242,56 +244,24 @@ class WorkerSide:
         mover = self._require_mover()
         if order.asynchronous:
             # Only captured forwards wait for its layers; what waits for all of it gets it sooner by rows.
-            order.by_layers = order.by_layers and self._layered.gated
+            order.by_layers = order.by_layers and self._joins.layered.gated
             self._pieces.submit(order, mover)
         else:
             mover.load_now(order.job, order.rows, order.blocks, order.by_layers)
 
-    def _join(self, job: int) -> None:
-        """Have what is computed from now on wait for a load, unless it has ended."""
-        if self.answers.load(job) is not None:
-            with self._or_failed("load", job):
-                self._pieces.join(job, self._require_mover())
-
-    def _follow(self, order: LoadOrder, asks: bool) -> bool:
-        """Have the forward wait for each layer of a load; False: for this one, or by this forward, it cannot be."""
-        with self._or_failed("load", order.job):
-            is_open = self.answers.load(order.job) is not None
-            return is_open and self._layered.begin(order, asks, self._require_mover())
-        return True  # It ended, failed.
-
-    def _rescue(self, orders: StepOrders) -> None:
-        """Load in another way what has failed: with overlapping steps vLLM keeps a token that it computes meanwhile."""
-        for order in orders.loads:
-            if order.asynchronous or not self.answers.has_failed(order) or self._mover is None:
-                continue
-            try:
-                if self._mover.rescue(order.rows, order.blocks):
-                    self.answers.rescued(order)
-            except BaseException as error:
-                self._barrier.report("rescue", error)
-
-    def _settle_layers(self) -> None:
-        """The forward was submitted. Loads of which it did not wait for every layer end, and count as failed."""
-        for order, missing in self._layered.end(self._mover):
-            self._barrier.report("load", RuntimeError(f"{missing} layers of it were not waited for"))
-            deadline = time.monotonic() + SPOILED_S_MAX
-            while self.answers.load(order.job) is not None and time.monotonic() < deadline:
-                self._poll()
-                time.sleep(0.001)
-            self.answers.spoil(order)
-
-    def _poll(self) -> None:
+    def _poll(self) -> bool:
+        """Take in what ended; whether the mover, if asked, could say it."""
         results = self.tiers.take_results()
         self.answers.add_results(results)
-        if self._mover is None or not (results or self.answers.busy):
-            return
-        try:
-            self._pieces.fetched(results, self._mover)
-            self._take_ended(self._mover)
-        except BaseException as error:
-            # What ended before can be told all the same.
-            self._barrier.report("poll", error)
+        if self._mover is not None and (results or self.answers.busy):
+            try:
+                self._pieces.fetched(results, self._mover)
+                self._take_ended(self._mover)
+            except BaseException as error:
+                # What ended before can be told all the same.
+                self._barrier.report("poll", error)
+                return False
+        return True
 
     def _take_ended(self, mover: Mover) -> None:
         for job, moved, seconds in self._pieces.whole(mover.poll()):

@@ -1,1 +1,1 @@
-"""Moves KV between the engine's tensors and the host pool, one mover for each kind of device; imports torch nowhere."""
+"""Moves KV between the engine's tensors and the host pool, one mover for each kind of device."""

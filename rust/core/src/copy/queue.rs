@@ -8,8 +8,9 @@ use super::route::{Direction, Pair};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::{Error, ErrorKind, Result};
 
-/// Jobs submitted and not yet seen by `poll`. An engine step submits a few.
-pub(crate) const JOBS_MAX: usize = 1024;
+/// Jobs submitted and not yet seen by `poll`: a caller that never polls is stopped. A step of an engine may begin a load
+/// for every request that waits.
+pub(crate) const JOBS_MAX: usize = 1 << 16;
 
 /// What became of a submitted job.
 #[derive(Debug)]

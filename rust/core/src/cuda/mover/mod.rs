@@ -30,7 +30,7 @@ use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Condvar, Mutex, MutexGuard, wait_until};
 use crate::{Error, ErrorKind, HostPool, Result};
 
-/// What a close without success waits on top for the stages that were submitted.
+/// What a close or a drain without success waits on top for the stages that were submitted.
 const STAGES_END_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a dropped `GpuMover` waits for its jobs.
@@ -191,12 +191,16 @@ impl GpuMover {
         Ok(queue.take_ended())
     }
 
-    /// Waits until nothing is in flight; false when `timeout` passed first.
+    /// Waits until nothing is in flight. False when `timeout` passed first: what was not submitted by then has failed, as
+    /// the caller is about to take its memory away, and what was is waited for a little longer.
     pub fn drain(&self, timeout: Duration) -> Result<bool> {
         let mut queue = self.open()?;
-        let deadline = deadline(timeout);
-        let drained =
-            wait_until(&self.shared.ended, &mut queue, deadline, |queue| queue.is_idle() || queue.has_lost());
+        let is_over = |queue: &Queue| queue.is_idle() || queue.has_lost();
+        let drained = wait_until(&self.shared.ended, &mut queue, deadline(timeout), is_over);
+        if !drained {
+            queue.fail_unsubmitted();
+            wait_until(&self.shared.ended, &mut queue, deadline(STAGES_END_LIMIT), is_over);
+        }
         queue.check_open()?;
         Ok(drained)
     }
@@ -213,7 +217,7 @@ impl GpuMover {
             queue.is_idle() || !queue.thread_runs
         });
         if !drained {
-            queue.give_up();
+            queue.fail_unsubmitted();
             self.shared.ended.notify_all();
         }
         let limit = deadline.max(Instant::now() + STAGES_END_LIMIT);

@@ -39,8 +39,6 @@ pub(super) enum Phase {
     Open,
     /// No job is taken in any more.
     Closing,
-    /// No stage is submitted any more.
-    GaveUp,
     /// Nobody waits for what is in flight any more.
     Abandoned,
 }
@@ -64,6 +62,8 @@ pub(super) struct Queue {
     /// Submitted jobs that were not polled.
     unpolled: usize,
     ended: Vec<Outcome>,
+    /// Of what was taken in until then nothing more is submitted.
+    given_up_at: Option<Instant>,
     /// Why the GPU is not used any more.
     broken: Option<String>,
     pub(super) phase: Phase,
@@ -110,21 +110,31 @@ impl Queue {
             job = self.loads.pop_front();
         }
         if job.is_none() && self.may_store(now, limits) {
-            while let Some(store) = self.stores.front() {
-                if pinned(store.stage().rows) {
-                    job = self.stores.pop_front();
-                    break;
-                }
-                if now.saturating_duration_since(store.end.submitted) < limits.pinning {
-                    break;
-                }
-                if let Some(late) = self.stores.pop_front() {
-                    self.fail(late);
-                }
-            }
+            let may_go = self.stores.front().is_some_and(|store| pinned(store.stage().rows));
+            job = if may_go { self.stores.pop_front() } else { None };
         }
         self.at_work += usize::from(job.is_some());
         job
+    }
+
+    /// Fails stores that waited in vain for their rows to be pinned; whether there were any.
+    pub(super) fn fail_late(
+        &mut self,
+        now: Instant,
+        limits: &Limits,
+        pinned: impl Fn(&[u32]) -> bool,
+    ) -> bool {
+        let is_late = |store: &Job| {
+            let waited = now.saturating_duration_since(store.end.submitted);
+            waited >= limits.pinning && !pinned(store.stage().rows)
+        };
+        let late = self.stores.iter().take_while(|store| is_late(store)).count();
+        for _ in 0..late {
+            if let Some(store) = self.stores.pop_front() {
+                self.fail(store);
+            }
+        }
+        late > 0
     }
 
     /// Whether loads and the stages in flight leave room for a store.
@@ -154,7 +164,7 @@ impl Queue {
                 if end.is_some() {
                     return;
                 }
-                if self.phase >= Phase::GaveUp || self.broken.is_some() {
+                if self.given_up_at.is_some_and(|at| job.end.submitted <= at) {
                     self.fail(job);
                 } else {
                     self.waiting(direction).push_front(job);
@@ -204,8 +214,9 @@ impl Queue {
         let Some(place) = self.loads.iter().position(|job| job.end.name == name) else {
             return Progress::AtWork;
         };
+        let Some(job) = self.loads.remove(place) else { return Progress::AtWork };
         self.at_work += 1;
-        self.loads.remove(place).map_or(Progress::Ended, Progress::Waiting)
+        Progress::Waiting(job)
     }
 
     /// Loads that will end within `limit`, or `limit_by_layers`, if they go on as they did, or as the last one did.
@@ -250,16 +261,12 @@ impl Queue {
     pub(super) fn lose(&mut self, parts: usize, fault: &Fault) {
         self.lost += parts;
         self.broken.get_or_insert_with(|| fault.to_string());
-        self.fail_waiting();
+        self.fail_unsubmitted();
     }
 
-    /// Submits nothing any more; what is in flight ends by itself.
-    pub(super) fn give_up(&mut self) {
-        self.phase = self.phase.max(Phase::GaveUp);
-        self.fail_waiting();
-    }
-
-    fn fail_waiting(&mut self) {
+    /// Fails what was taken in until now and not submitted, or not to its end.
+    pub(super) fn fail_unsubmitted(&mut self) {
+        self.given_up_at = Some(Instant::now());
         let waiting: Vec<Job> = self.loads.drain(..).chain(self.stores.drain(..)).collect();
         for job in waiting {
             self.fail(job);

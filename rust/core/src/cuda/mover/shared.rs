@@ -67,7 +67,11 @@ impl Shared {
             return false;
         }
         let pinned = |rows: &[u32]| self.ends.pool.are_pinned_or_never_will(rows);
-        if let Some(job) = queue.pick(Instant::now(), &self.limits, pinned) {
+        let now = Instant::now();
+        if queue.fail_late(now, &self.limits, pinned) {
+            self.ended.notify_all();
+        }
+        if let Some(job) = queue.pick(now, &self.limits, pinned) {
             drop(queue);
             self.submit(job);
         } else if queue.is_any_in_flight() {

@@ -32,7 +32,7 @@ fn wrong_arguments_are_refused_and_copy_nothing() {
 fn unpolled_jobs_are_limited() {
     let rig = Rig::new(&Shape::small(1));
     let mut refused = None;
-    for job in 0..2000 {
+    for job in 0..=crate::copy::JOBS_MAX as u64 {
         refused = rig.mover.submit_load(job, vec![], vec![], LoadOrder::ByRows, None).err();
         if refused.is_some() {
             break;

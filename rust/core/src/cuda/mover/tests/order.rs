@@ -94,6 +94,34 @@ fn a_store_whose_rows_are_never_pinned_fails_in_the_end() {
 }
 
 #[test]
+fn a_drain_that_takes_too_long_leaves_nothing_that_would_still_be_submitted() {
+    let fake = Arc::new(Fake::new(6));
+    fake.open_gate(false);
+    let mut rig = Rig::with(&Shape::small(6), fake).expect("valid");
+    rig.store(1, &[3, 4], &[0, 1]).expect("open");
+    assert!(!rig.mover.drain(Duration::from_millis(20)).expect("open"));
+    assert_eq!(rig.poll(), [(1, false)]);
+    rig.fake.open_gate(true);
+    rig.store(2, &[3, 4], &[0, 1]).expect("open");
+    assert_eq!(rig.wait(1), [(2, true)]);
+    rig.finish();
+}
+
+#[test]
+fn who_drains_hears_of_a_store_whose_rows_are_never_pinned() {
+    let limits = Limits { pinning: Duration::from_millis(50), ..LIMITS };
+    let fake = Arc::new(Fake::new(6));
+    fake.open_gate(false);
+    let mut rig = Rig::with(&Shape { limits, ..Shape::small(6) }, fake).expect("valid");
+    rig.store(1, &[3, 4], &[0, 1]).expect("open");
+    let began = Instant::now();
+    assert!(rig.mover.drain(LONG).expect("open") && began.elapsed() < LONG / 2);
+    assert_eq!(rig.poll(), [(1, false)]);
+    rig.fake.open_gate(true);
+    rig.finish();
+}
+
+#[test]
 fn without_pinning_everything_works_too() {
     let mut rig = Rig::new(&Shape { piece: 0, ..Shape::small(7) });
     rig.store(1, &numbers(9), &numbers(9)).expect("open");
