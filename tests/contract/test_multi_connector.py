@@ -50,6 +50,19 @@ def test_what_another_connector_was_to_load_and_did_not_is_not_kept() -> None:
     assert engine.scheduler.index.stats()["reserved"] == 0
 
 
+def test_a_request_goes_first_that_holds_blocks_for_another_connectors_load() -> None:
+    engine = HookedEngine(nearby=False)
+    side = engine.scheduler.side
+    side._others_load = True
+    request = engine.add(Request("first", prompt(1, 12), max_tokens=2))
+    engine.scheduler.admit(request, engine.pool.allocate(3), 0)
+    side._turns._early.add("other")
+    other = engine.add(Request("other", prompt(2, 12)))
+    assert engine.scheduler.matched_tokens(other, 0) == (None, False)
+    side._turns.run(["first"])
+    assert engine.scheduler.matched_tokens(other, 0) == (0, False)
+
+
 class MultiConnector:
     """Hands its KV to its child, as vLLM's does; known by its name."""
 

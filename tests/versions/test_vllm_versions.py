@@ -80,6 +80,7 @@ def test_a_life_of_requests_aborts_and_failures(
         assert {step: run.cached(step) for step in HITS} == HITS
 
 
+MADE_ONE = {"disable_hybrid_kv_cache_manager": True, "kv_cache_memory_bytes": 64 << 20}
 GROUPS = [(v, False) for v in VERSIONS] + [(v, True) for v in VERSIONS if v < REQUESTS_FAIL_SINCE]
 
 
@@ -95,7 +96,7 @@ def test_several_cache_groups(
         [*steps, *damaged] if served else steps,
         connector=connector(),
         model=other_model("hybrid"),
-        llm={"disable_hybrid_kv_cache_manager": True} if made_one else {},
+        llm=MADE_ONE if made_one else {},
         env=environment(version),
     )
     long, long_again, batch, batch_again, *wrong = run.tokens()

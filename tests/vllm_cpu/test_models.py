@@ -77,7 +77,8 @@ def test_one_group_of_all_tokens_made_of_windows(
     other_model: Callable[[str], Path], run_scenario: Callable[..., Run], baseline: Callable[..., Run]
 ) -> None:
     """What is said to those whose groups are declined: vLLM drops nothing that leaves a window."""
-    model, llm = other_model("hybrid"), {"disable_hybrid_kv_cache_manager": True}
+    model = other_model("hybrid")
+    llm = {"disable_hybrid_kv_cache_manager": True, "kv_cache_memory_bytes": 270 * 6 * LAYER_BYTES}
     run = run_scenario(with_control(STEPS), connector=connector(), model=model, llm=llm)
     check_whole_life(run, baseline(STEPS, model=model, llm=llm), STEPS)
     assert {step: run.cached(step) for step in HITS} == HITS

@@ -45,7 +45,9 @@ class SchedulerSide:
         tiers: Mapping[str, OpenTier] | None = None,
         namespace: bytes = b"",
         holders_go_first: bool = True,
+        others_load: bool = False,
     ) -> None:
+        """`others_load`: under MultiConnector blocks may be held for another connector's load."""
         self._barrier = barrier
         self._geometry, self.ranks = geometry, geometry.ranks
         self._config = config
@@ -61,7 +63,7 @@ class SchedulerSide:
             self.index, geometry.block_size, geometry.slot_bytes, rules, counters, tail_hash
         )
         self._admission = Admission(self._lookup, self._ledger, groups)
-        self._turns = Turns(counters, holders_go_first)
+        self._turns, self._others_load = Turns(counters, holders_go_first), others_load
         stored = StoreRules(config.save_decode_cache, config.tails, config.skip_last_n_tokens)
         planner = StorePlanner(self.index, groups, stored, self._held, self._ledger, self._lookup, counters)
         self._storing = Storing(planner, groups, config.save_decode_cache)
@@ -147,7 +149,8 @@ class SchedulerSide:
         record = self._records.get(request.request_id) or self.add_request(request)
         self._storing.admit(record)
         self._tiering.forget(record)
-        self._turns.admit(record.id, bool(tokens and record.plan and record.plan.asynchronous))
+        loads_beside = bool(tokens and record.plan and record.plan.asynchronous)
+        self._turns.admit(record.id, loads_beside or self._others_load)
         load = self._admission.admit(self._step, record, block_ids, tokens)
         if self.worker_nearby is not None and load is not None and load.asynchronous:
             self.worker_nearby.start_loads(StepOrders([load]))

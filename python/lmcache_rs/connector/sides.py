@@ -141,6 +141,7 @@ def _scheduler_side(
         sides.barrier,
         *_open_tiers(vllm_config, kv_cache_config, geometry, sides),
         holders_go_first=api.holders_go_first(),
+        others_load=api.inside_multi_connector(),
     )
 
 

@@ -42,7 +42,7 @@ class Turns:
         return tokens
 
     def admit(self, request_id: str, asynchronous: bool) -> None:
-        """Blocks were allocated; `asynchronous`: for a load beside other requests' steps."""
+        """Blocks were allocated; `asynchronous`: maybe for a load beside other requests' steps."""
         self.withdraw(request_id)
         if asynchronous:
             self._holders.add(request_id)
