@@ -251,7 +251,8 @@ class Lookup:
         need = max(0, hit - num_computed)
         counters = self._counters
         counters.add("lookups")
-        counters.add("requested_tokens", request.num_tokens)
+        counters.add("lookup_tokens", request.num_tokens)
+        counters.add("lookup_hits", hit)
         counters.add("gpu_hit_tokens", num_computed)
         if reason is None:
             counters.add("hit_tokens", need)

@@ -13,7 +13,8 @@ GAUGES = {
 
 COUNTERS = {
     "lookups": ("lmcache:num_lookup_requests", "Requests looked up"),
-    "requested_tokens": ("lmcache:num_requested_tokens", "Tokens of the requests looked up"),
+    "lookup_tokens": ("lmcache:num_lookup_tokens", "Tokens of the requests looked up"),
+    "lookup_hits": ("lmcache:num_lookup_hits", "Tokens of them that were found, from the first one on"),
     "gpu_hit_tokens": ("lmcache:num_vllm_hit_tokens", "Tokens of them that were in vLLM's own prefix cache"),
     "hit_tokens": ("lmcache:num_hit_tokens", "Tokens of them that were loaded from the cache"),
     "stores": ("lmcache:num_store_requests", "Stores that were completed"),
