@@ -68,7 +68,7 @@ class Answers:
             self._early.add(order.job)
             self._received.add(order.request_id)
 
-    def spoil(self, order: LoadOrder | BrokenLoad) -> None:
+    def spoil(self, order: LoadOrder) -> None:
         """A load whose blocks were read too early counts as failed, however it ended.
 
         One that has not ended is answered when it does: until then it may write its blocks, and reads its rows. So its

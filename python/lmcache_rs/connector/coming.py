@@ -95,11 +95,6 @@ class Coming:
         """How many."""
         return sum(len(job.reservation) for job in self.jobs)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all ranks have all of it."""
-        return all(job.came for job in self.jobs)
-
     def slots(self, first: int) -> Numbers:
         """Those from block `first` on."""
         rows = b"".join(job.reservation.rows for job in self.jobs)

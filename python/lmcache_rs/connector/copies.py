@@ -9,7 +9,10 @@ FIRST_COPY = 1 << 62
 """Copies have names of their own, above those of the scheduler side's jobs."""
 
 Ended = tuple[int, int, float]
-"""As `Mover.poll` tells it: job, bytes or -1, seconds."""
+"""As `Mover.poll` tells it: job, bytes or -1, seconds. Of a job that was cut instead of the bytes `CUT`."""
+
+CUT = -2
+"""It failed since something of it did not come: nothing is wrong with what was there."""
 
 
 @dataclass(slots=True)
@@ -22,9 +25,11 @@ class Copied:
     began: float = field(default_factory=time.monotonic)
     bytes: int = 0
     failed: bool = False
+    cut: bool = False
 
-    def fail(self) -> None:
-        """No other copy follows, and the jobs fail when those in flight have ended."""
+    def fail(self, cut: bool = False) -> None:
+        """No other copy follows, and the jobs fail when those in flight have ended; `cut`: the rest is missing."""
+        self.cut = cut and (self.cut or not self.failed)
         self.failed, self.more = True, False
 
 
@@ -65,5 +70,6 @@ class Copies:
         for copied in [copied for copied in self._open if not copied.more and not copied.names]:
             self._open.remove(copied)
             seconds, blocks = time.monotonic() - copied.began, sum(copied.jobs.values())
+            failed = CUT if copied.cut else -1
             for job, count in copied.jobs.items():
-                yield job, -1 if copied.failed else copied.bytes * count // blocks, seconds
+                yield job, failed if copied.failed else copied.bytes * count // blocks, seconds

@@ -53,5 +53,5 @@ class LoadJob:
 
     @property
     def cut(self) -> bool:
-        """Whether it failed since something of it did not come: nothing is wrong with what was there."""
-        return self.coming is not None and not self.coming.complete
+        """Whether it failed since something of it did not come, and nothing else did."""
+        return 0 < self.result.failed == self.result.cut

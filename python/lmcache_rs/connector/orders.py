@@ -112,11 +112,14 @@ class JobResult:
     failed: int
     bytes: int
     seconds: float
+    cut: int = 0
+    """Ranks that failed since something of the load did not come: nothing is wrong with what was there."""
 
     def merge(self, other: "JobResult") -> None:
         """Add what other ranks said."""
         self.ranks += other.ranks
         self.failed += other.failed
+        self.cut += other.cut
         self.bytes += other.bytes
         self.seconds = max(self.seconds, other.seconds)
 

@@ -52,7 +52,7 @@ class Pieces:
             del self._results[next(iter(self._results))]
         for load in self._loads.values():
             if load.waits and time.monotonic() - load.copied.began > load.order.wait_s:
-                load.copied.fail()
+                load.copied.fail(cut=True)
             self._go_on(load, mover)
 
     def whole(self, ended: Iterable[Ended]) -> Iterator[Ended]:
@@ -80,7 +80,7 @@ class Pieces:
         """Nothing more is copied; what is not whole fails."""
         for load in self._loads.values():
             if load.waits:
-                load.copied.fail()
+                load.copied.fail(cut=True)
 
     def _go_on(self, load: _Load, mover: Mover) -> None:
         if load.copied.failed:
@@ -88,7 +88,7 @@ class Pieces:
         for job in [job for job in load.waits if job in self._results]:
             rows = load.waits.pop(job)
             if not self._results[job]:
-                load.copied.fail()
+                load.copied.fail(cut=True)
                 return
             try:
                 self._copy(load, rows, mover)

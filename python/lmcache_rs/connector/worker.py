@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from lmcache_rs.connector.answers import Answers
 from lmcache_rs.connector.barrier import Barrier
-from lmcache_rs.connector.copies import Copies
+from lmcache_rs.connector.copies import CUT, Copies
 from lmcache_rs.connector.early import EarlyEnds
 from lmcache_rs.connector.joins import Joins
 from lmcache_rs.connector.mover import DRAIN_S_MAX, Mover
@@ -265,4 +265,4 @@ class WorkerSide:
 
     def _take_ended(self, mover: Mover) -> None:
         for job, moved, seconds in self._pieces.whole(mover.poll()):
-            self.answers.end(job, JobResult(1, int(moved < 0), max(0, moved), seconds))
+            self.answers.end(job, JobResult(1, int(moved < 0), max(0, moved), seconds, int(moved == CUT)))

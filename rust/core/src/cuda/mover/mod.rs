@@ -199,6 +199,7 @@ impl GpuMover {
         let drained = wait_until(&self.shared.ended, &mut queue, deadline(timeout), is_over);
         if !drained {
             queue.fail_unsubmitted();
+            self.shared.ended.notify_all();
             wait_until(&self.shared.ended, &mut queue, deadline(STAGES_END_LIMIT), is_over);
         }
         queue.check_open()?;
