@@ -155,6 +155,13 @@ def test_unknown_keys_are_named_with_the_nearest(tmp_path):
     assert config.chunk_size == 256
 
 
+@pytest.mark.parametrize("name", ["lmcache_chunk_size", "LMCACHE_CHUNK_SIZE", "lmcache_chunk_siz"])
+def test_names_with_another_prefix_are_not_other_peoples(name):
+    (warning,) = texts(load_config({name: 5, "lmcache_rpc_port": "x"}, {}), logging.WARNING)
+    assert warning.startswith(f"{name} (in kv_connector_extra_config) is unknown")
+    assert warning.endswith("did you mean lmcache.chunk_size?")
+
+
 def test_many_unknown_settings_make_few_lines(tmp_path):
     config = load_config(None, write(tmp_path, "\n".join(f"zq{n}: 1" for n in range(100))))
     assert len(config.notices) == 21

@@ -94,6 +94,11 @@ def test_what_a_tier_that_is_not_there_was_asked_is_named(settings, words):
         assert not warnings(config_of(**disk, remote_url="redis://host", **settings))
 
 
+def test_a_plugin_without_its_address_is_named():
+    (warning,) = warnings(config_of(remote_url="plugin://redis"))
+    assert "extra_config.redis_url" in warning
+
+
 def test_a_secret_without_disk_and_redis_is_named():
     (warning,) = warnings(config_of(tier_secret="s"))
     assert warning == "tier_secret is set and neither disk nor Redis is: it has no effect"

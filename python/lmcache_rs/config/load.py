@@ -135,14 +135,16 @@ def _from_extra(extra: Mapping[str, Any]) -> Iterator[_Setting]:
     """Yield what is ours; names without our prefix are other people's unless LMCache reads them."""
     place = "kv_connector_extra_config"
     names = [name for name in extra if isinstance(name, str)]
+    choices = tuple(f"{EXTRA_PREFIX}{known}" for known in _known())
     for name in names:
         if name in extras.UNPREFIXED_HONOURED:
             yield _Setting(_lookup(name), extra[name], name, place)
         elif (key := find(extras.UNPREFIXED_KEYS, name)) is not None:
             yield _Setting(key, extra[name], name, place)
-        elif (short := name.removeprefix("lmcache_")) in _known():
+        elif (short := name.lower().removeprefix(_VARIABLE_PREFIX.lower())) in _known():
             yield _Setting(None, extra[name], name, place, (f"{EXTRA_PREFIX}{short}",))
-    choices = tuple(f"{EXTRA_PREFIX}{known}" for known in _known())
+        elif name.upper().startswith(_VARIABLE_PREFIX):
+            yield _Setting(None, extra[name], name, place, choices)
     for name in names:
         if name.startswith(EXTRA_PREFIX):
             short = name.removeprefix(EXTRA_PREFIX)

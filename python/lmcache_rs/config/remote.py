@@ -115,6 +115,9 @@ def settle(chosen: dict[str, Any], spelled: Mapping[str, Any]) -> list[Notice]:
         return []
     parts = _Parts.of(address)
     if parts.scheme not in REDIS_SCHEMES:
+        if address.startswith("plugin://redis"):
+            text = "remote_url is not used: plugin://redis needs the address in extra_config.redis_url"
+            return [Notice(logging.WARNING, text)]
         what = "LMCache's" if parts.scheme in OTHER_SCHEMES else "an unknown scheme"
         text = (
             f"remote_url is not supported: {parts.scheme}:// is {what}; Redis is {', '.join(REDIS_SCHEMES)}"

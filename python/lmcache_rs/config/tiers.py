@@ -53,7 +53,7 @@ def _absolute(item: Any) -> str:
         or "\0" in path
         or not v.is_text(path)
     ):
-        raise ValueError("must be directories: '/mnt/a,/mnt/b', each also as file:///mnt/a")
+        raise ValueError("must be directories: '/mnt/a,/mnt/b', each also as file:///mnt/a; none is no disk")
     try:
         return os.path.abspath(os.path.expanduser(path))
     except OSError:  # the working directory is gone
