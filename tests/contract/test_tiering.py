@@ -238,8 +238,12 @@ def test_a_tier_may_be_written_to_or_searched_only(tmp_path: Path, more: dict[st
     assert_idle(other)
 
 
+NAMED = [SimpleNamespace(identifier="my-image-1")]
+NAMED_LIKE_MD5 = [SimpleNamespace(identifier="0af9" * 8)]
+
+
 @pytest.mark.parametrize(
-    "media", [{"lora_request": ADAPTER}, {"mm_features": [SimpleNamespace(identifier="my-image-1")]}]
+    "media", [{"lora_request": ADAPTER}, {"mm_features": NAMED}, {"mm_features": NAMED_LIKE_MD5}]
 )
 @pytest.mark.parametrize("write_policy", ["reuse", "through"])
 def test_kv_of_a_private_identity_stays_in_ram(
