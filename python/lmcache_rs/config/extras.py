@@ -10,7 +10,7 @@ _ANY, _SECRET = v.anything(), v.secret()
 _DONE, _YET, _IGNORED, _NO = Status.HONOURED, Status.NOT_YET, Status.IGNORED, Status.NOT_PLANNED
 
 _SAME = "The same as `{}`, which wins."
-_LOGIN = "For a `{}` URL without a login."
+_LOGIN = "For a {} without a login."
 _CONNECTIONS = "a connection is opened where a thread needs one: see `tier_threads`"
 _TIMEOUT = "loads wait `blocking_timeout_secs` at most, lookups 0.25 s, connecting takes 2 s at most"
 _HEALTH = "a server that fails rests for a second and is tried again; what it has is computed meanwhile"
@@ -26,10 +26,10 @@ EXTRA_CONFIG_KEYS: tuple[Key, ...] = (
     Key("disk_io_threads", v.integer(1), None, _DONE, _SAME.format("tier_threads") + " More than 64 are 64."),
     Key("redis_url", REMOTE_URL, None, _DONE, _SAME.format("remote_url")),
     Key("remote_storage_plugin.redis.redis_url", REMOTE_URL, None, _DONE, _SAME.format("remote_url")),
-    Key("username", _SECRET, None, _DONE, "For a `remote_url` without a login."),
-    Key("password", _SECRET, None, _DONE, "For a `remote_url` without a login."),
-    Key("valkey_username", _SECRET, None, _DONE, _LOGIN.format("valkey://")),
-    Key("valkey_password", _SECRET, None, _DONE, _LOGIN.format("valkey://")),
+    Key("username", _SECRET, None, _DONE, _LOGIN.format("`remote_url`")),
+    Key("password", _SECRET, None, _DONE, _LOGIN.format("`remote_url`")),
+    Key("valkey_username", _SECRET, None, _DONE, _LOGIN.format("`valkey://` URL")),
+    Key("valkey_password", _SECRET, None, _DONE, _LOGIN.format("`valkey://` URL")),
     Key(
         "valkey_mode",
         v.choice("standalone", "cluster"),
@@ -147,8 +147,8 @@ VARIABLES: tuple[Key, ...] = (
     Key("LMCACHE_OFFLOAD_RPC_PORT", _ANY, None, _IGNORED, "no port is opened"),
     Key("LMCACHE_DEVICE_BACKEND", _ANY, None, _IGNORED, "the device is the one that vLLM uses"),
     Key("LMCACHE_GPU_STAGING_BUFFER_BYTES", _ANY, None, _IGNORED, "the size of the staging buffer is fixed"),
-    Key("LMCACHE_RESP_USERNAME", _SECRET, None, _DONE, _LOGIN.format("resp://")),
-    Key("LMCACHE_RESP_PASSWORD", _SECRET, None, _DONE, _LOGIN.format("resp://")),
+    Key("LMCACHE_RESP_USERNAME", _SECRET, None, _DONE, _LOGIN.format("`resp://` URL")),
+    Key("LMCACHE_RESP_PASSWORD", _SECRET, None, _DONE, _LOGIN.format("`resp://` URL")),
     Key("LMCACHE_RESP_HOST", _T, None, _IGNORED, "the host is in `remote_url`"),
     Key("LMCACHE_RESP_PORT", v.integer(1, 65535), None, _IGNORED, "the port is in `remote_url`"),
     Key("LMCACHE_MP_TRANSFER_MODE", _ANY, None, _NO, reasons.SERVER),

@@ -29,23 +29,18 @@ class Joins:
         """Take the layers' numbers."""
         self.layered = LayeredLoads(layers)
 
-    def join(self, job: int, mover: Mover) -> None:
-        """Have what is computed from now on wait for a load, unless it has ended."""
-        if isinstance(order := self._answers.load(job), LoadOrder):
-            try:
-                self._pieces.join(job, mover)
-            except BaseException as error:
-                self._spoil(order, error)
+    def wait_for(self, job: int, asks: bool, mover: Mover) -> None:
+        """Have the next forward wait for a load that has not ended: layer by layer if that can be, else for all of it.
 
-    def follow(self, order: LoadOrder, asks: bool, mover: Mover) -> bool:
-        """Have the forward wait for each layer of a load; False: for this one, or by this forward, it cannot be."""
-        if self._answers.load(order.job) is None:
-            return False
+        `asks`: that forward asks for each layer.
+        """
+        if not isinstance(order := self._answers.load(job), LoadOrder):
+            return
         try:
-            return self.layered.begin(order, asks, mover)
+            if not self.layered.begin(order, asks, mover):
+                self._pieces.join(job, mover)
         except BaseException as error:
             self._spoil(order, error)
-            return True
 
     def rescue(self, orders: Sequence[LoadOrder], mover: Mover) -> None:
         """Load in another way what has failed: with overlapping steps vLLM keeps a token that it computes meanwhile."""

@@ -74,10 +74,8 @@ class WorkerSide:
         self._fail_rest(orders.broken)
         if self._joined is not orders and self._mover is not None:
             for job in orders.joins:
-                order = self.answers.load(job)
                 # Whether the forward asks for layers is not known here, since 0.33 not before it either.
-                if not (isinstance(order, LoadOrder) and self._joins.follow(order, False, self._mover)):
-                    self._joins.join(job, self._mover)
+                self._joins.wait_for(job, False, self._mover)
             self._joined = orders
 
     def before_forward(self, orders: StepOrders, by_layers: bool = False) -> None:
@@ -86,8 +84,8 @@ class WorkerSide:
         if self._mover is None or all(order.asynchronous for order in orders.loads):
             return
         for order in orders.loads:
-            if not (order.asynchronous or self._joins.follow(order, by_layers, self._mover)):
-                self._joins.join(order.job, self._mover)
+            if not order.asynchronous:
+                self._joins.wait_for(order.job, by_layers, self._mover)
         self._poll()
         self._joins.rescue(orders.loads, self._mover)
 
@@ -201,7 +199,7 @@ class WorkerSide:
             return
         before, self._orders = self._orders, orders
         self._pace.step()
-        if before is self.quiet or before.empty:
+        if before is self.quiet or before.empty:  # the first says it without a call, in most steps
             return
         jobs: list[Order] = [*before.broken, *before.loads, *before.stores]
         self._fail_rest(jobs)

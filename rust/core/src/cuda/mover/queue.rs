@@ -211,10 +211,10 @@ impl Queue {
         if let Some(event) = open.parts.get(part.map_or(last, |part| part.min(last))) {
             return Progress::Submitted(event.clone());
         }
-        let Some(place) = self.loads.iter().position(|job| job.end.name == name) else {
+        let place = self.loads.iter().position(|job| job.end.name == name);
+        let Some(job) = place.and_then(|place| self.loads.remove(place)) else {
             return Progress::AtWork;
         };
-        let Some(job) = self.loads.remove(place) else { return Progress::AtWork };
         self.at_work += 1;
         Progress::Waiting(job)
     }

@@ -81,13 +81,19 @@ fn a_store_waits_for_its_rows_to_be_pinned_and_a_load_does_not() {
     rig.finish();
 }
 
-#[test]
-fn a_store_whose_rows_are_never_pinned_fails_in_the_end() {
-    let limits = Limits { pinning: Duration::from_millis(50), ..LIMITS };
+/// A rig that pins nothing before its gate is opened, and a store that waits for that as long as it says.
+fn with_a_waiting_store(pinning: Duration) -> Rig {
+    let limits = Limits { pinning, ..LIMITS };
     let fake = Arc::new(Fake::new(6));
     fake.open_gate(false);
     let mut rig = Rig::with(&Shape { limits, ..Shape::small(6) }, fake).expect("valid");
     rig.store(1, &[3, 4], &[0, 1]).expect("open");
+    rig
+}
+
+#[test]
+fn a_store_whose_rows_are_never_pinned_fails_in_the_end() {
+    let mut rig = with_a_waiting_store(Duration::from_millis(50));
     assert_eq!(rig.wait(1), [(1, false)]);
     rig.fake.open_gate(true);
     rig.finish();
@@ -95,10 +101,7 @@ fn a_store_whose_rows_are_never_pinned_fails_in_the_end() {
 
 #[test]
 fn a_drain_that_takes_too_long_leaves_nothing_that_would_still_be_submitted() {
-    let fake = Arc::new(Fake::new(6));
-    fake.open_gate(false);
-    let mut rig = Rig::with(&Shape::small(6), fake).expect("valid");
-    rig.store(1, &[3, 4], &[0, 1]).expect("open");
+    let mut rig = with_a_waiting_store(LONG);
     assert!(!rig.mover.drain(Duration::from_millis(20)).expect("open"));
     assert_eq!(rig.poll(), [(1, false)]);
     rig.fake.open_gate(true);
@@ -109,11 +112,7 @@ fn a_drain_that_takes_too_long_leaves_nothing_that_would_still_be_submitted() {
 
 #[test]
 fn who_drains_hears_of_a_store_whose_rows_are_never_pinned() {
-    let limits = Limits { pinning: Duration::from_millis(50), ..LIMITS };
-    let fake = Arc::new(Fake::new(6));
-    fake.open_gate(false);
-    let mut rig = Rig::with(&Shape { limits, ..Shape::small(6) }, fake).expect("valid");
-    rig.store(1, &[3, 4], &[0, 1]).expect("open");
+    let mut rig = with_a_waiting_store(Duration::from_millis(50));
     let began = Instant::now();
     assert!(rig.mover.drain(LONG).expect("open") && began.elapsed() < LONG / 2);
     assert_eq!(rig.poll(), [(1, false)]);
