@@ -102,3 +102,9 @@ def test_what_is_declined(options: dict[str, Any], reason: str, words: str) -> N
     assert isinstance(declined, Declined)
     assert declined.reason == reason
     assert words in declined.message
+
+
+def test_windows_alone_are_not_made_one_group() -> None:
+    declined = look((SlidingWindowSpec(),), device="cuda")
+    assert isinstance(declined, Declined)
+    assert "--disable-hybrid" not in declined.message

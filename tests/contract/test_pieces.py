@@ -15,7 +15,7 @@ from held_queue import HeldQueue
 from lmcache_rs.config import load_config
 from lmcache_rs.connector import pieces
 from lmcache_rs.connector.barrier import Barrier
-from lmcache_rs.connector.copies import CUT, FIRST_COPY, Copies
+from lmcache_rs.connector.copies import CUT, FIRST_COPY, Copied, Copies
 from lmcache_rs.connector.orders import DONE, FAILED, LoadOrder, StepOrders
 from lmcache_rs.connector.pace import Pace
 from lmcache_rs.connector.pieces import Pieces
@@ -268,6 +268,19 @@ def test_a_result_counts_that_came_while_the_worker_had_nothing_to_do() -> None:
     side.take_received()
     side.start_loads(StepOrders([order((11, 1), (12, 1))]))
     assert list(mover.loads.values()) == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("fails", [(False, True), (True, False), (False, False)])
+def test_a_load_is_not_cut_if_anything_else_failed_too(fails: tuple[bool, bool]) -> None:
+    copied = Copied({7: 2})
+    copied.fail(cut=True)
+    copied.fail(cut=True)
+    assert copied.cut
+    other = Copied({7: 2})
+    for cut in fails:
+        other.fail(cut)
+    assert other.failed
+    assert not other.cut
 
 
 @pytest.mark.parametrize("why", ["given up", "too late", "refused", "failed"])
